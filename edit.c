@@ -1,10 +1,10 @@
 /* edit.c - the line at the chat prompt.  See edit.h.
  *
- * libedit edits the line and draws it.  This file makes up for two of its weaknesses.  First,
- * libedit would type the tail of an escape sequence that it does not know into the line.  Therefore
- * read_key decodes all escape sequences and gives libedit one character for each key.  Second,
- * libedit cannot draw on a terminal that cannot go up a row (TERM=dumb).  There libedit draws into
- * /dev/null, and draw_row shows the line on one row that scrolls. */
+ * libedit edits the line.  This file makes up for two of its weaknesses.  First, libedit would type
+ * the tail of an escape sequence that it does not know into the line.  Therefore read_key decodes
+ * all escape sequences and gives libedit one character for each key.  Second, libedit loses rows,
+ * accents and emoji when it draws.  Therefore it draws into /dev/null, and `draw` shows the line:
+ * on a terminal that knows no escape sequences (TERM=dumb) on one row that scrolls. */
 #define _GNU_SOURCE
 #include "edit.h"
 
@@ -39,11 +39,13 @@ struct Editor {
     int after_escape;                   /* 1: the last key was Escape alone */
     int after_quote;                    /* 1: the last key was Ctrl-V: the next one is text */
     Buf pasted;                         /* what KEY_PASTE inserts */
-    FILE *nowhere;                      /* /dev/null, where the terminal is dumb; else NULL */
-    /* The row of a dumb terminal. */
-    int first;                          /* which character of the line is the first of the row */
+    FILE *nowhere;                      /* /dev/null, where libedit draws */
+    /* The drawing. */
+    int is_dumb;                        /* 1: the terminal knows no escape sequences */
     int is_drawn;                       /* 1: the prompt is there */
-    int shown;                          /* columns that the row fills behind the prompt */
+    int first;                          /* the first row on the screen; dumb: the first character */
+    int above, below;                   /* rows on the screen above the cursor's, and below */
+    int shown;                          /* dumb: columns that the row fills behind the prompt */
 };
 
 /* ---- keys ---- */
@@ -52,12 +54,11 @@ struct Editor {
  * U+0080 .. U+009F, and libedit's table of keys has room for them. */
 enum {
     KEY_UP = 0x80, KEY_DOWN, KEY_LEFT, KEY_RIGHT, KEY_HOME, KEY_END, KEY_WORD_LEFT, KEY_WORD_RIGHT,
-    KEY_DELETE, KEY_DELETE_WORD, KEY_ERASE_WORD, KEY_PASTE, KEY_REDRAW,
-    KEY_DROPPED, KEY_OUTSIDE,           /* no terminal sends these two: see go_behind */
+    KEY_DELETE, KEY_DELETE_WORD, KEY_ERASE_WORD, KEY_PASTE,
 };
 
 /* Keys of one character. */
-enum { CTRL_C = 3, CTRL_R = 18, CTRL_V = 22, ESCAPE = 27, BACKSPACE = 127 };
+enum { CTRL_C = 3, CTRL_G = 7, CTRL_L = 12, CTRL_R = 18, CTRL_V = 22, ESCAPE = 27, BACKSPACE = 127 };
 
 /* What read_byte and its callers return in place of a byte or a character. */
 enum { NO_KEY = -1, INPUT_END = -2, INPUT_BROKEN = -3, RESIZED = -4 };
@@ -74,14 +75,32 @@ static void on_resize(int signal_number) {
     resized = 1;
 }
 
+/* Waits until the input can be read, a signal comes or the terminal's size has changed.  SIGWINCH
+ * may come at any time; while it is blocked, none is lost between the question and the wait.
+ * Returns as poll. */
+static int wait_for_input(int milliseconds) {
+    struct pollfd p = {.fd = STDIN_FILENO, .events = POLLIN};
+    struct timespec limit = {milliseconds / 1000, milliseconds % 1000 * 1000000L};
+    sigset_t block, normal;
+    int ready = -1;
+    sigemptyset(&block);
+    sigaddset(&block, SIGWINCH);
+    sigprocmask(SIG_BLOCK, &block, &normal);
+    errno = EINTR;
+    if (!resized) ready = ppoll(&p, 1, milliseconds < 0 ? NULL : &limit, &normal);
+    int why = errno;
+    sigprocmask(SIG_SETMASK, &normal, NULL);
+    errno = why;
+    return ready;
+}
+
 /* Returns the next byte of the input, for which it waits so many milliseconds (-1: for ever).
  * Returns NO_KEY when no byte came in time, INPUT_BROKEN when SIGINT came, RESIZED when the
  * terminal got another size, and INPUT_END when nothing more can be read. */
 static int read_byte(const Editor *e, int milliseconds) {
-    struct pollfd p = {.fd = STDIN_FILENO, .events = POLLIN};
     unsigned char c;
     for (;;) {
-        int ready = poll(&p, 1, milliseconds);
+        int ready = wait_for_input(milliseconds);
         if (!ready) return NO_KEY;
         if (ready < 0 && errno != EINTR) return INPUT_END;
         if (ready < 0 && resized) {
@@ -236,7 +255,11 @@ static int read_one_key(Editor *e) {
     return c == KEY_PASTE ? read_paste(e) : c;
 }
 
-/* ---- a terminal that cannot go up a row ---- */
+/* ---- drawing ---- */
+
+/* Whether the terminal goes on in the next row behind a row that is full. */
+#define WRAPPING "\033[?7h"
+#define NO_WRAPPING "\033[?7l"
 
 int terminal_columns(void) {
     struct winsize size;
@@ -244,23 +267,130 @@ int terminal_columns(void) {
     return size.ws_col;
 }
 
-/* Returns what draw_row shows for a character of the line; *width becomes its columns. */
-static wchar_t shown_as(wchar_t c, int *width) {
-    *width = wcwidth(c);
-    if (c == '\n' || c == '\t') c = ' ';
-    else if (*width < 0) c = '?';
-    if (*width < 0) *width = 1;
-    return c;
+static int terminal_rows(void) {
+    struct winsize size;
+    if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) || !size.ws_row) return 24;
+    return size.ws_row;
 }
 
-/* Adds as much of line[from..to) to out as `room` columns hold.  Returns how many columns it
- * takes. */
+/* The prompt and the line as rows of the screen. */
+typedef struct {
+    Buf text;                           /* all rows, one behind the other */
+    size_t *begin;                      /* [n] where each row begins in text */
+    int n;
+    int columns, used;                  /* of the terminal, and of the last row */
+    /* Of the character that was added last: its row, and where it begins in text. */
+    int last_row;
+    size_t last;
+} Rows;
+
+static void begin_row(Rows *r) {
+    r->begin = xrealloc(r->begin, r->n + 1, sizeof *r->begin);
+    r->begin[r->n++] = r->text.len;
+    r->used = 0;
+}
+
+/* Adds bytes[0..n), of so many columns, in a new row where the last has no room for them. */
+static void add_shown(Rows *r, const void *bytes, size_t n, int width) {
+    if (r->used + width > r->columns) begin_row(r);
+    r->last_row = r->n - 1;
+    r->last = r->text.len;
+    buf_add(&r->text, bytes, n);
+    r->used += width;
+}
+
+/* Adds a character of the line: a control character as ^ and a letter, what the locale does not
+ * know as a question mark. */
+static void add_character(Rows *r, wchar_t c) {
+    uint8_t utf8[4];
+    int width = wcwidth(c), to_stop = 8 - r->used % 8, left = r->columns - r->used;
+    if (c == '\n') {
+        add_shown(r, "", 0, 0);
+        begin_row(r);
+    } else if (c == '\t') {
+        if (left > 0 && to_stop > left) to_stop = left;
+        add_shown(r, "        ", (size_t)to_stop, to_stop);
+    } else if (c < ' ' || c == BACKSPACE) add_shown(r, (char[]){'^', (char)(c ^ 64)}, 2, 2);
+    else if (width < 0) add_shown(r, "?", 1, 1);
+    else add_shown(r, utf8, utf8_encode((unsigned)c, utf8), width);
+}
+
+/* Moves e->first, the first row on the screen, so that the row of the cursor is among the rows that
+ * the screen has room for.  Returns the row behind the last of these. */
+static int scroll(Editor *e, int cursor_row, int n_rows) {
+    int height = terminal_rows();
+    if (e->first > n_rows - height) e->first = n_rows - height;
+    if (e->first < cursor_row - height + 1) e->first = cursor_row - height + 1;
+    if (e->first > cursor_row) e->first = cursor_row;
+    if (e->first < 0) e->first = 0;
+    return e->first + height < n_rows ? e->first + height : n_rows;
+}
+
+/* Goes back to where the drawing began, and erases it. */
+static void put_erasure(const Editor *e, Buf *out) {
+    if (!e->is_drawn) return;
+    if (e->above) buf_printf(out, "\033[%dA", e->above);
+    buf_puts(out, "\r\033[J");
+}
+
+/* Draws the prompt and the line, and the cursor in its place.
+ *
+ * Terminals disagree on how wide some characters are (emoji that are joined, for example).  So
+ * nothing is left to their own wrapping: rows end with line ends, what is wider than this program
+ * thinks is cut at the edge, and the cursor comes into its place because its row is written once
+ * more as far as there.  Rows that end so also stay as they are when the terminal's size changes. */
+static void draw_rows(Editor *e) {
+    const LineInfoW *info = el_wline(e->edit);
+    const wchar_t *line = info->buffer;
+    int cursor = (int)(info->cursor - line), n = (int)(info->lastchar - line), cursor_row = 0;
+    size_t cursor_at = 0;
+    Rows r = {.columns = terminal_columns()};
+    Buf out = {0};
+    /* 1. The cursor stands behind all that shares a place on the screen with what is before it:
+     * accents, and what a zero width joiner joins. */
+    while (cursor > 0 && cursor < n && (!wcwidth(line[cursor]) || line[cursor - 1] == 0x200d))
+        cursor++;
+    /* 2. All rows.  Behind the line the cursor needs a place, too. */
+    begin_row(&r);
+    for (const char *c = e->prompt; *c; c++) add_character(&r, (unsigned char)*c);
+    for (int i = 0; i <= n; i++) {
+        add_character(&r, i < n ? line[i] : ' ');
+        if (i == cursor) cursor_row = r.last_row, cursor_at = r.last;
+    }
+    r.text.len = r.last;
+    /* 3. What the screen shows of them. */
+    int end = scroll(e, cursor_row, r.n);
+    int may_wrap = r.n > 1 || r.used > r.columns / 2;   /* no character is wider than two columns */
+    if (may_wrap) buf_puts(&out, NO_WRAPPING);
+    put_erasure(e, &out);
+    for (int row = e->first; row < end; row++) {
+        size_t row_end = row + 1 < r.n ? r.begin[row + 1] : r.text.len;
+        if (row > e->first) buf_puts(&out, "\r\n");
+        buf_add(&out, r.text.data + r.begin[row], row_end - r.begin[row]);
+    }
+    e->above = cursor_row - e->first;
+    e->below = end - 1 - cursor_row;
+    if (e->below) buf_printf(&out, "\033[%dA", e->below);
+    if (e->below || cursor < n) {
+        buf_puts(&out, "\r");
+        buf_add(&out, r.text.data + r.begin[cursor_row], cursor_at - r.begin[cursor_row]);
+    }
+    if (may_wrap) buf_puts(&out, WRAPPING);
+    put_escape(out.data);
+    buf_free(&out);
+    buf_free(&r.text);
+    free(r.begin);
+}
+
+/* Adds as much of line[from..to) to out as `room` columns hold, without control characters.
+ * Returns how many columns it takes. */
 static int add_columns(Buf *out, const wchar_t *line, int from, int to, int room) {
     int used = 0;
     for (int i = from; i < to; i++) {
-        int width;
+        int width = wcwidth(line[i]);
         uint8_t utf8[4];
-        wchar_t c = shown_as(line[i], &width);
+        wchar_t c = line[i];
+        if (width < 0) c = c == '\n' || c == '\t' ? ' ' : '?', width = 1;
         if (used + width > room) break;
         buf_add(out, utf8, utf8_encode((unsigned)c, utf8));
         used += width;
@@ -268,11 +398,9 @@ static int add_columns(Buf *out, const wchar_t *line, int from, int to, int room
     return used;
 }
 
-/* Draws the part of the line around the cursor on the row of the prompt, with nothing but carriage
- * returns and blanks.  Nothing is drawn while more keys are waiting. */
-static void draw_row(Editor *e) {
-    struct pollfd p = {.fd = STDIN_FILENO, .events = POLLIN};
-    if (e->is_drawn && poll(&p, 1, 0) > 0) return;
+/* On a terminal that knows no escape sequences: draws the part of the line around the cursor on the
+ * row of the prompt, with nothing but carriage returns and blanks. */
+static void draw_one_row(Editor *e) {
     const LineInfoW *info = el_wline(e->edit);
     int cursor = (int)(info->cursor - info->buffer), n = (int)(info->lastchar - info->buffer);
     int room = terminal_columns() - (int)strlen(e->prompt) - 1, used, behind;
@@ -292,23 +420,40 @@ static void draw_row(Editor *e) {
     behind = e->shown > used ? e->shown - used : 0;
     if (behind || cursor < n) buf_printf(&whole, "%*s\r%s%s", behind, "", e->prompt, before.data);
     put_escape(whole.data);
-    e->is_drawn = 1;
     e->shown = used;
     buf_free(&whole);
     buf_free(&before);
 }
 
-/* Shows the whole line once it is given, on as many rows as it takes, and blanks over what the row
- * showed behind it. */
-static void finish_row(Editor *e, const Buf *line) {
-    int columns, behind = e->shown;
-    for (size_t i = 0; i < line->len; behind -= abs(columns))
-        i += char_columns(line->data + i, line->len - i, &columns);
-    put_escape("\r");
+/* Shows the line as it is now; later, while more keys are waiting. */
+static void draw(Editor *e) {
+    struct pollfd p = {.fd = STDIN_FILENO, .events = POLLIN};
+    if (e->is_drawn && poll(&p, 1, 0) > 0) return;
+    if (e->is_dumb) draw_one_row(e);
+    else draw_rows(e);
+    e->is_drawn = 1;
+}
+
+/* Writes the line once more when it has ended, whole and wrapped by the terminal, and `behind` and
+ * a line end behind it. */
+static void finish(Editor *e, const char *line, size_t n, const char *behind) {
+    int columns, blanks = e->shown;
+    Buf erasure = {0};
+    put_erasure(e, &erasure);
+    for (size_t i = 0; i < n; blanks -= abs(columns)) i += char_columns(line + i, n - i, &columns);
+    put_escape(e->is_dumb || !erasure.len ? "\r" : erasure.data);
     put_stdout(e->prompt, strlen(e->prompt));
-    put_stdout(line->data, line->len);
-    for (; behind > 0; behind--) put_stdout(" ", 1);
+    put_stdout(line, n);
+    for (; blanks > 0; blanks--) put_stdout(" ", 1);
+    put_stdout(behind, strlen(behind));
     put_stdout("\n", 1);
+    buf_free(&erasure);
+}
+
+/* Goes below the drawing, for other text.  The line will be drawn anew behind that. */
+static void leave_drawing(Editor *e) {
+    for (int i = 0; i <= e->below; i++) put_stdout("\n", 1);
+    e->above = e->below = e->shown = e->is_drawn = 0;
 }
 
 /* ---- what libedit reads ---- */
@@ -324,11 +469,13 @@ static int read_key(EditLine *edit, wchar_t *key) {
     Editor *e = editor_of(edit);
     int c = e->next;
     e->next = 0;
-    if (e->nowhere) draw_row(e);
-    while (!c || c == NO_KEY) c = read_one_key(e);      /* NUL (Ctrl-Space) is no key, either */
-    if (c == RESIZED) {
-        el_resize(edit);
-        c = KEY_REDRAW;
+    draw(e);
+    while (!c || c == NO_KEY || c == RESIZED) {         /* NUL (Ctrl-Space) is no key, either */
+        c = read_one_key(e);
+        if (c == RESIZED) draw(e);
+        /* Where a search has found nothing, libedit's first Ctrl-G ends what was typed in vain, and
+         * only the second the search. */
+        if (c == CTRL_G) e->next = CTRL_G;
     }
     *key = (wchar_t)c;
     if (c == INPUT_BROKEN) errno = EINTR;
@@ -340,28 +487,29 @@ static int read_key(EditLine *edit, wchar_t *key) {
 
 static char *prompt_text(EditLine *edit) { return (char *)editor_of(edit)->prompt; }
 
-/* Moves the cursor behind the line, so that the text written next stands there, and makes `next`
- * the next key.  The text must wait for that key, because libedit moves the terminal's cursor only
- * between two keys.  (EL_REFRESH would draw the line a second time.) */
-static unsigned char go_behind(EditLine *edit, int next) {
-    const LineInfoW *info = el_wline(edit);
-    if (info->cursor < info->lastchar) el_cursor(edit, (int)(info->lastchar - info->cursor));
-    editor_of(edit)->next = next;
-    return CC_CURSOR;
-}
-
-/* Ends the line and writes `text` behind it. */
-static unsigned char end_line(EditLine *edit, LineEnd end, const char *text) {
-    editor_of(edit)->end = end;
-    put_stdout(text, strlen(text));
-    return CC_NEWLINE;
-}
-
 /* Ctrl-C, which is a key and sends no signal while a line is edited.  It ends the line, which
  * editor_read then drops. */
 static unsigned char drop_line(EditLine *edit, int key) {
-    if (key != KEY_DROPPED) return go_behind(edit, KEY_DROPPED);
-    return end_line(edit, LINE_DROPPED, "^C\n");
+    (void)key;
+    editor_of(edit)->end = LINE_DROPPED;
+    return CC_NEWLINE;
+}
+
+/* Ctrl-X Ctrl-E ends the line, which goes on in $EDITOR. */
+static unsigned char go_outside(EditLine *edit, int key) {
+    (void)key;
+    editor_of(edit)->end = LINE_OUTSIDE;
+    return CC_NEWLINE;
+}
+
+/* Ctrl-L */
+static unsigned char clear_screen(EditLine *edit, int key) {
+    Editor *e = editor_of(edit);
+    (void)key;
+    if (e->is_dumb) return CC_NORM;
+    put_escape("\033[H\033[2J");
+    e->is_drawn = 0;
+    return CC_NORM;
 }
 
 /* The key End, and below it the arrow to the right.  With vi's keys, libedit's own functions for
@@ -378,12 +526,6 @@ static unsigned char go_right(EditLine *edit, int key) {
     (void)key;
     if (info->cursor < info->lastchar) el_cursor(edit, 1);
     return CC_CURSOR;
-}
-
-/* Ctrl-X Ctrl-E ends the line, which goes on in $EDITOR. */
-static unsigned char go_outside(EditLine *edit, int key) {
-    if (key != KEY_OUTSIDE) return go_behind(edit, KEY_OUTSIDE);
-    return end_line(edit, LINE_OUTSIDE, "\n");
 }
 
 static unsigned char insert_paste(EditLine *edit, int key) {
@@ -467,17 +609,15 @@ static unsigned char complete(EditLine *edit, int key) {
     add_candidates(&c, editor_of(edit), line.data);
     size_t typed = strlen(c.word);
     int grew = c.common.len > typed && !el_insertstr(edit, c.common.data + typed);
-    unsigned char result = grew ? CC_REFRESH : CC_REFRESH_BEEP;
     if (!grew && c.n > 1) {
-        put_stdout("\n", 1);
+        leave_drawing(editor_of(edit));
         put_stdout(c.list.data, c.list.len);
         put_stdout("\n", 1);
-        result = CC_REDISPLAY;
     }
     buf_free(&line);
     buf_free(&c.common);
     buf_free(&c.list);
-    return result;
+    return CC_NORM;
 }
 
 /* ---- the history ---- */
@@ -555,7 +695,7 @@ static void write_now(const char *sequence, size_t n) {
 /* An answer may be cut short within a dimmed thought or a bold word.  So the terminal goes back to
  * plain text, too. */
 void editor_leave(void) {
-    static const char plain[] = NO_BRACKETED_PASTE "\033[0m";
+    static const char plain[] = NO_BRACKETED_PASTE WRAPPING "\033[0m";
     if (!is_open) return;
     signal(SIGTTOU, SIG_IGN);           /* in the background, tcsetattr would stop the program */
     tcsetattr(STDIN_FILENO, TCSANOW, &before);
@@ -569,20 +709,6 @@ static void on_continue(int signal_number) {
     (void)signal_number;
     if (is_open == 2) write_now(BRACKETED_PASTE, sizeof BRACKETED_PASTE - 1);
     errno = why;
-}
-
-/* Has libedit draw rows again instead of inserting and deleting characters on the terminal: when it
- * inserts in front of a line that fills several rows, it loses one of them.
- * libedit also believes that the cursor can stand behind the last column.  Where the terminal
- * cannot go to a column by its number (ch), libedit would go back from there by a number of columns
- * (LE), which is one too many.  So it must do without LE there. */
-static void draw_anew(EditLine *edit) {
-    static const char *const capability[] = {"ic", "IC", "im", "ei", "dc", "DC", "dm", "ed"};
-    for (size_t i = 0; i < sizeof capability / sizeof *capability; i++)
-        el_set(edit, EL_SETTC, capability[i], "", NULL);
-    const char *to_column = NULL;
-    el_get(edit, EL_GETTC, "ch", &to_column);
-    if (!to_column || !*to_column) el_set(edit, EL_SETTC, "LE", "", NULL);
 }
 
 /* Binds a key to a function of libedit's or ours, also in the command mode of vi's keys.  el_wset
@@ -601,8 +727,7 @@ static void bind_own_keys(EditLine *edit) {
         {KEY_WORD_LEFT, L"ed-prev-word"}, {KEY_WORD_RIGHT, L"em-next-word"},
         {KEY_DELETE, L"ed-delete-next-char"}, {KEY_DELETE_WORD, L"em-delete-next-word"},
         {KEY_ERASE_WORD, L"ed-delete-prev-word"}, {KEY_PASTE, L"paste"},
-        {KEY_REDRAW, L"ed-redisplay"}, {CTRL_C, L"drop-line"},
-        {KEY_DROPPED, L"drop-line"}, {KEY_OUTSIDE, L"outside"},
+        {CTRL_C, L"drop-line"},
     };
     for (size_t i = 0; i < sizeof own / sizeof *own; i++)
         bind_key(edit, own[i].key, own[i].function);
@@ -615,48 +740,40 @@ static void bind_keys(EditLine *edit) {
     el_wset(edit, EL_ADDFN, L"outside", L"Go on in $EDITOR", go_outside);
     el_wset(edit, EL_ADDFN, L"go-to-end", L"Go behind the line", go_to_end);
     el_wset(edit, EL_ADDFN, L"go-right", L"Go behind the next character", go_right);
+    el_wset(edit, EL_ADDFN, L"clear", L"Clear the screen", clear_screen);
     el_wset(edit, EL_ADDFN, L"complete", L"Complete a command or a file", complete);
     bind_key(edit, '\t', L"complete");
     bind_key(edit, CTRL_R, L"em-inc-search-prev");
+    bind_key(edit, CTRL_L, L"clear");
     el_wset(edit, EL_BIND, L"\030\005", L"outside", NULL);
     /* Alt-X would open libedit's own prompt for commands, which takes what is typed next. */
     el_wset(edit, EL_BIND, L"\033x", L"ed-unassigned", NULL);
     el_wset(edit, EL_BIND, L"\033X", L"ed-unassigned", NULL);
 }
 
-/* Whether the terminal cannot go up a row.  Such a terminal gets nothing but text. */
+/* Whether the terminal does not go up a row at an escape sequence: neither does it know ours.  Such
+ * a terminal gets nothing but text. */
 static int is_dumb(EditLine *edit) {
     const char *up = NULL;
-    return is_dumb_terminal() || el_get(edit, EL_GETTC, "up", &up) || !up || !*up;
+    return is_dumb_terminal() || el_get(edit, EL_GETTC, "up", &up) || !up || *up != ESCAPE;
 }
 
-/* Returns a libedit that draws on `out`, or NULL. */
-static EditLine *new_edit(Editor *e, FILE *out) {
-    EditLine *edit = el_init_fd("gemma4", stdin, out, stderr, STDIN_FILENO, STDOUT_FILENO,
-                                STDERR_FILENO);
-    if (!edit) return NULL;
-    el_set(edit, EL_CLIENTDATA, e);
-    el_set(edit, EL_PROMPT, prompt_text);
-    el_set(edit, EL_EDITOR, "emacs");
-    el_set(edit, EL_HIST, history, e->history);
-    el_wset(edit, EL_GETCFN, read_key);
-    draw_anew(edit);
-    bind_keys(edit);
-    el_set(edit, EL_SETTY, "-d", "-isig", NULL);
-    return edit;
-}
-
-/* Sets up libedit: keys, history, where it draws. */
+/* Sets up libedit: keys, history. */
 static int set_up(Editor *e, Error *err) {
     e->history = history_init();
-    if (e->history) e->edit = new_edit(e, stdout);
-    if (e->edit && is_dumb(e->edit)) {
-        el_end(e->edit);
-        e->edit = NULL;
-        e->nowhere = fopen("/dev/null", "w");
-        if (e->nowhere) e->edit = new_edit(e, e->nowhere);
-    }
+    e->nowhere = fopen("/dev/null", "we");
+    if (e->history && e->nowhere)
+        e->edit = el_init_fd("gemma4", stdin, e->nowhere, stderr, STDIN_FILENO, STDOUT_FILENO,
+                             STDERR_FILENO);
     if (!e->edit) return fail(err, "cannot set up the terminal");
+    e->is_dumb = is_dumb(e->edit);
+    el_set(e->edit, EL_CLIENTDATA, e);
+    el_set(e->edit, EL_PROMPT, prompt_text);
+    el_set(e->edit, EL_EDITOR, "emacs");
+    el_set(e->edit, EL_HIST, history, e->history);
+    el_wset(e->edit, EL_GETCFN, read_key);
+    bind_keys(e->edit);
+    el_set(e->edit, EL_SETTY, "-d", "-isig", NULL);
     el_source(e->edit, NULL);           /* ~/.editrc, which may go over to vi's keys */
     bind_own_keys(e->edit);
     load_history(e);
@@ -680,7 +797,7 @@ Editor *editor_open(const char *const *commands, const char *const *settings,
     /* SA_RESTART: these signals interrupt poll, as in read_byte, but no read or write elsewhere. */
     struct sigaction action = {.sa_handler = on_resize, .sa_flags = SA_RESTART};
     sigaction(SIGWINCH, &action, NULL);
-    if (e->nowhere) return e;
+    if (e->is_dumb) return e;
     action.sa_handler = on_continue;
     sigaction(SIGCONT, &action, NULL);
     if (is_open) is_open = 2;
@@ -705,21 +822,21 @@ LineEnd editor_read(Editor *e, const char *prompt, Buf *line) {
     buf_add(line, "", 0);
     e->prompt = prompt;
     e->end = LINE_GIVEN;
-    e->first = e->shown = e->is_drawn = 0;
+    e->first = e->above = e->below = e->shown = e->is_drawn = 0;
     const char *text = el_gets(e->edit, &n);
     /* SIGINT from another process (the key Ctrl-C sends no signal here) drops the line, unless the
      * line was complete. */
     int was_interrupted = *e->interrupted;
     *e->interrupted = 0;
-    if (e->end == LINE_DROPPED || (was_interrupted && !text)) return LINE_DROPPED;
     if (!text) n = 0;
     if (n <= 0 && e->end == LINE_GIVEN) {
-        put_stdout("\n", 1);
-        return LINE_END;
+        leave_drawing(e);
+        return was_interrupted ? LINE_DROPPED : LINE_END;
     }
-    if (n && text[n - 1] == '\n') n--;
+    if (n && e->end == LINE_GIVEN && text[n - 1] == '\n') n--;
+    finish(e, n ? text : "", (size_t)n, e->end == LINE_DROPPED ? "^C" : "");
+    if (e->end == LINE_DROPPED) return LINE_DROPPED;
     buf_add(line, n ? text : "", (size_t)n);
-    if (e->nowhere && e->end == LINE_GIVEN) finish_row(e, line);
     if (n && e->end == LINE_GIVEN) editor_remember(e, line->data);
     return e->end;
 }

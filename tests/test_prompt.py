@@ -165,6 +165,52 @@ def test_resize(terminal, puppet):
     t.wait(lambda: t.shows(whole, len(whole)))
 
 
+@pytest.mark.parametrize('term', TERMS)
+def test_resize_of_a_wrapped_line(terminal, puppet, term):
+    """No row of the old drawing stays behind, nor does one above it go."""
+    t = terminal(puppet, term=term, width=41)
+    t.child.send(WORDS)
+    t.wait(lambda: t.shows(WORDS, len(WORDS)))
+    above = t.screen.cursor.y - len('> ' + WORDS) // 41
+    banner = t.rows()[:above]
+    for width in (100, 60):
+        t.screen.resize(24, width)
+        t.child.setwinsize(24, width)
+        t.wait(lambda: t.shows(WORDS, len(WORDS)))
+        assert t.rows()[:above] == banner
+        assert ''.join(t.rows()[above:]) == '> ' + WORDS
+
+
+@pytest.mark.parametrize('line, inside, behind', [('cafe\u0301 noir', 4, 5), ('a \U0001f469\u200d\U0001f467 b', 3, 5), ('\u2764\ufe0f c', 1, 2)])
+def test_characters_that_share_a_place(terminal, puppet, line, inside, behind):
+    """An accent on its own, an emoji of several characters: none vanishes, and the cursor stands behind all of it."""
+    t = terminal(puppet)
+    t.child.send(line + HOME)
+    t.wait(lambda: t.screen.cursor.x == 2 and line in t.bytes)
+    t.child.send('\x1b[C' * inside)
+    t.wait(lambda: t.bytes.endswith('\r> ' + line[:behind]))
+    t.child.send(END + '!\r')
+    t.expect_prompt()
+    assert '\x1b[J> %s!\r\n' % line in t.bytes
+
+
+def test_line_longer_than_the_screen(terminal, puppet):
+    t = terminal(puppet, width=41, height=6)
+    t.child.send(WORDS)
+    t.wait(lambda: t.row().endswith('word39') and t.screen.cursor.y == 5)
+    t.child.send(HOME + 'START ')
+    t.wait(lambda: t.row(0).startswith('> START word0') and (t.screen.cursor.x, t.screen.cursor.y) == (8, 0))
+    t.child.send(END + '!')
+    t.wait(lambda: t.row().endswith('word39!') and t.screen.cursor.y == 5)
+
+
+def test_clear_screen(terminal, puppet):
+    t = terminal(puppet)
+    t.child.send(WORDS + HOME + '\x0c')
+    t.wait(lambda: t.row(0).startswith('> word0') and t.shows(WORDS, 0))
+    assert len(t.rows()) == 4
+
+
 @pytest.mark.parametrize('keys, at', [
     ('\x1b[1;5D', 8), ('\x1b[1;3D', 8), ('\x1bOd', 8), ('\x1b[5D', 8), ('\x1bb', 8), ('\x1b\x1b[D', 8), ('\x1b[1;2D', 10),
     ('\x1b[D', 10), ('\x1bOD', 10), ('\x1b[1;5D' * 2, 4), ('\x1b[H', 0), ('\x1bOH', 0), ('\x1b[1~', 0), ('\x1b[7~', 0),
@@ -235,6 +281,10 @@ def test_search(terminal, puppet):
     t.child.send('\x1b[D!')                 # a key that moves ends the search, and is no text
     t.wait(lambda: t.row().startswith('> alpha') and '!' in t.row())
     assert '[D' not in t.row()
+    t.child.send('\x15\x12nowhere')         # what is not found, and is given up
+    t.expect('bck?nowhere')
+    t.child.send('\x07')
+    t.wait(lambda: t.row() == '>' and 'bck' not in ''.join(t.screen.display))
 
 
 # ---------------------------------------------------------------------------------------------- terminals that know nothing
