@@ -1083,7 +1083,8 @@ static void read_drawn(const Buf *text, int *drawn) {
     ToolCall call;
     Buf mends = {0};
     int which = 0;
-    const char *why = call_read(text->data, text->len, NULL, 1, &call, &mends);
+    size_t used;
+    const char *why = call_read(text->data, text->len, NULL, 1, &call, &mends, &used);
     if (why) fail_msg("%.*s: %s", (int)text->len, text->data, why);
     assert_false(mends.len || call.mended);
     while (which < 3 && strcmp(call.name, names[which])) which++;
