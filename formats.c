@@ -48,6 +48,8 @@
     "|(?:(?:" H16 ":){0,5}" H16 ")?::" H16 \
     "|(?:(?:" H16 ":){0,6}" H16 ")?::)"
 
+#define BASE64(digit) "^(?:" digit "{4})*(?:" digit "{2}==|" digit "{3}=)?$"
+
 /* RFC 3986, with its names.  `more` are the characters that RFC 3987 adds for IRIs, or "". */
 #define PCT_ENCODED "%[0-9A-Fa-f]{2}"
 #define PCHAR(more) "(?:[A-Za-z0-9._~!$&'()*+,;=:@" more "-]|" PCT_ENCODED ")"
@@ -101,7 +103,7 @@
 
 /* The formats that are acted upon, as regular expressions of RFC 3339 (dates, times, durations),
  * 5321 (mail), 1123 (hosts), 2673 (IPv4), 4291 (IPv6), 3986 (URIs), 6570 (templates), 6901 (JSON
- * pointers) and 7519 (the three parts of a compact token). */
+ * pointers), 4648 (base64) and 7519 (the three parts of a compact token). */
 static const struct {
     const char *name, *pattern;
     /* 1: a `pattern` beside the format that excludes all of the format counts alone, as zod writes
@@ -132,6 +134,7 @@ static const struct {
     {"hostname", "^" LABEL "(?:\\." LABEL ")*$", 1, 253},
     {"host-name", "^" LABEL "(?:\\." LABEL ")*$", 1, 253},
     {"ip", "^(?:" IPV4 "|" IPV6 ")$", 0, 0},
+    {"ipvanyaddress", "^(?:" IPV4 "|" IPV6 ")$", 0, 0},
     {"ip-address", "^" IPV4 "$", 0, 0},
     {"ipv4", "^" IPV4 "$", 0, 0},
     {"ipv6", "^" IPV6 "$", 1, 0},
@@ -141,6 +144,8 @@ static const struct {
     {"iri-reference", URI_REFERENCE(UCSCHAR), 1, 0},
     {"url", "^(?:https?|ftp)://" LABEL "(?:\\." LABEL ")*(?::\\d{1,4})?" SEGMENTS("") TAIL("")
             "$", 1, 0},
+    {"base64", BASE64("[A-Za-z0-9+/]"), 1, 0},
+    {"base64url", BASE64("[A-Za-z0-9_-]"), 1, 0},
     {"jwt", "^[A-Za-z0-9_-]+\\.[A-Za-z0-9_-]+\\.[A-Za-z0-9_-]*$", 1, 0},
     {"json-pointer", "^(?:/(?:[^~/]|~[01])*)*$", 0, 0},
     {"relative-json-pointer", "^(?:0|[1-9]\\d*)(?:#|(?:/(?:[^~/]|~[01])*)*)$", 0, 0},
@@ -153,11 +158,10 @@ int is_annotation(const char *format) {
     static const char *const names[] = {
         "binary", "byte", "password", "path", "file-path", "directory-path", "int8", "int16",
         "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float", "double", "decimal",
-        "base64", "base64url", "ipvanyaddress", "ipvanynetwork", "ipvanyinterface",
-        "ipv4network", "ipv6network", "ipv4interface", "ipv6interface", "name-email",
-        "time-delta", "unix-time", "date-time-local", "json-string", "html", "markdown",
-        "textarea", "color", "multi-host-uri", "enum", "phone", "style", "utc-millisec",
-        "time-span", NULL,
+        "ipvanynetwork", "ipvanyinterface", "ipv4network", "ipv6network", "ipv4interface",
+        "ipv6interface", "name-email", "time-delta", "time-span", "unix-time", "utc-millisec",
+        "date-time-local", "json-string", "html", "markdown", "textarea", "color", "style",
+        "phone", "enum", "multi-host-uri", NULL,
     };
     return is_in(format, names);
 }
