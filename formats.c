@@ -10,6 +10,7 @@
 /* Limit of the states of a set of strings times the lengths that its bounds tell apart.  Chosen by
  * judgement for the memory: a TextSet (states.h) takes 5 bytes for each, 20 MB at the limit. */
 #define MAX_TABLE 4000000
+#define LEAST_MOST 1000                 /* a longer maxLength may be lowered to this for MAX_TABLE */
 
 #define HEX "[0-9a-fA-F]"
 #define UUID(version) "^" HEX "{8}-" HEX "{4}-" version HEX "{3}-[89abAB]" HEX "{3}-" HEX "{12}$"
@@ -321,6 +322,8 @@ static int put_place_strings(Compiler *c, const Place *p) {
     TextStyle style = program_in_calls(s) ? CALL_TEXT : JSON_TEXT;
     int min = 0, max = NO_LIMIT, ret = program_ret(s), pc = program_fail(s);
     int bad = strings_at(c, p, &set, &min, &max, &key) || cut_words(c, p, &set, &key);
+    int64_t room = !bad && set && set->n ? MAX_TABLE / set->n - 1 : max;
+    if (max != NO_LIMIT && max > room && room >= LEAST_MOST && room >= min) max = (int)room;
     int64_t columns = max == NO_LIMIT ? (int64_t)min + 1 : (int64_t)max + 1;
     const char *bound = max == NO_LIMIT ? "minLength" : "maxLength";
     if (!bad && set && columns * set->n > MAX_TABLE) {

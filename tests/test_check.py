@@ -101,6 +101,7 @@ ZOD_TIME = (r'^(?:(?:\d\d[2468][048]|\d\d[13579][26]|\d\d0[48]|[02468][048]00|[1
     ({'type': 'OBJECT', 'properties': {'b': {'type': 'INTEGER'}, 'a': {'type': 'STRING', 'format': 'enum', 'enum': ['x']}}, 'required': ['a', 'b'],
       'propertyOrdering': ['a', 'b']}, ['{"a": "x", "b": 1}'], ['{"b": 1, "a": "x"}', '{"a": "y", "b": 1}']),
     ({'type': 'string', 'pattern': '^(?<year>\\d{4})-(?P<m>\\d\\d)$', 'enumNames': [], 'ui:widget': 'text'}, ['"2026-11"'], ['"2026"']),
+    ({'type': 'string', 'format': 'uri', 'maxLength': 65536}, ['"https://e.com/%s"' % ('a' * 4000)], ['"e.com"']),
     ({'type': 'any', 'maximum': 5}, ['"x"', '5', 'null'], ['6']),
     ({'type': 'string', 'format': 'base64'}, ['"YWI="', '""'], ['"YWI"']), ({'type': 'number'}, ['1.7976931348623157e308'], ['1e309', '1e-309']),
     ({'type': 'string', 'format': 'ipvanyaddress'}, ['"10.0.0.1"', '"::1"'], ['"10.0.0"']),
