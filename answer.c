@@ -39,6 +39,7 @@ void answer_open(Answer *a, const Tokenizer *t, AnswerStart start) {
 void answer_free(Answer *a) {
     buf_free(&a->held);
     buf_free(&a->call);
+    buf_free(&a->line);
     buf_free(&a->partial);
     buf_free(&a->warnings);
     calls_free(a->calls, a->n_calls);
@@ -56,6 +57,20 @@ static void warn(Answer *a, const char *line) {
     if (!at) buf_puts(&a->warnings, line);
 }
 
+#define LEFT_AS_TEXT "what reads like a tool call, but has no opening token, was left as text\n"
+
+/* Warns of a line of the content that begins with a call of one of the request's tools. */
+static void look_for_call(Answer *a, const char *text, size_t n) {
+    const size_t most = 256;            /* bytes of a line that are looked at: more than a name has */
+    for (size_t i = 0; i < n && a->start.tools && !a->start.raw; i++) {
+        if (text[i] == '\n') buf_drop(&a->line, a->line.len);
+        else if (a->line.len < most) {
+            buf_add(&a->line, text + i, 1);
+            if (call_begins(a->line.data, a->line.len, a->start.tools) == 1) warn(a, LEFT_AS_TEXT);
+        }
+    }
+}
+
 /* Whether s[0..n) is a beginning of `whole`, or begins with `whole`. */
 static int begins_like(const char *s, size_t n, const char *whole) {
     size_t len = strlen(whole);
@@ -68,6 +83,8 @@ static void put_answer(Answer *a, const char *text, size_t n, Buf *content, Buf 
     if (!n) return;
     if (a->part == ANSWER_CONTENT) {
         buf_add(content, text, n);
+        if (a->stray) warn(a, "what stands in front of <channel|> may be a thought\n");
+        look_for_call(a, text, n);
         a->shown = 1;
         return;
     }
@@ -122,8 +139,7 @@ static void take_in_begin(Answer *a, const char *c, size_t n, Buf *content, Buf 
     buf_add(&a->held, c, n);
     int header = a->shown ? -1 : header_length(a->held.data, a->held.len), is_header = header >= 0;
     int is_call = call_begins(a->held.data, a->held.len, a->start.tools);
-    if (is_call == 2)
-        warn(a, "what reads like a tool call, but has no opening token, was left as text\n");
+    if (is_call == 2) warn(a, LEFT_AS_TEXT);
     if (is_call == 1) {
         buf_add(&a->call, a->held.data, a->held.len);
         buf_free(&a->held);
@@ -262,9 +278,9 @@ static void warn_each(Answer *a, const Buf *lines) {
 
 /* Adds a line for each mend that was made here, around the call, and notes the mends in the
  * call. */
-static void note_mends(const Answer *a, int closed, ToolCall *call, Buf *lines) {
+static void note_mends(const Answer *a, int bare, int closed, ToolCall *call, Buf *lines) {
     const struct { int is; const char *what; } mend[] = {
-        {a->bare, "its opening token was missing"}, {!closed, "its end was missing"},
+        {bare, "its opening token was missing"}, {!closed, "its end was missing"},
         {a->cut_in_call, "a channel inside of it was taken out"},
     };
     for (int i = 0; i < 3; i++) {
@@ -279,21 +295,27 @@ static void note_mends(const Answer *a, int closed, ToolCall *call, Buf *lines) 
 static void end_call(Answer *a, int closed, Buf *content, Buf *thought) {
     ToolCall call;
     Buf lines = {0};
+    size_t at = 0, used;
     int how = closed ? CALL_CLOSED : 0;
     if (a->start.held && !a->bare) how |= CALL_HELD;
     if (a->header >= 0) end_channel_in_call(a, thought);
-    const char *why = call_read(a->call.data, a->call.len, a->start.tools, how, &call, &lines);
     a->shown = 1;
-    if (why) {
-        buf_printf(&lines, "a tool call could not be read and was left as text: %s\n", why);
-        put_call_text(content, a->call.data, a->call.len);
-        a->part = ANSWER_CONTENT;
-    } else {
-        note_mends(a, closed, &call, &lines);
+    do {                                /* once, unless tokens between two calls are missing */
+        const char *text = a->call.data + at;
+        size_t n = a->call.len - at;
+        const char *why = call_read(text, n, a->start.tools, how, &call, &lines, &used);
+        if (why) {
+            buf_printf(&lines, "a tool call could not be read and was left as text: %s\n", why);
+            put_call_text(content, text, n);
+            a->part = ANSWER_CONTENT;
+            break;
+        }
+        note_mends(a, a->bare || at, closed && used == n, &call, &lines);
         a->calls = xrealloc(a->calls, a->n_calls + 1, sizeof *a->calls);
         a->calls[a->n_calls++] = call;
         a->part = ANSWER_BEGIN;         /* content, or a call without its opening token */
-    }
+        at += used;
+    } while (at < a->call.len);
     warn_each(a, &lines);
     a->cut_in_call = 0;
     a->bare = 0;
@@ -368,6 +390,9 @@ static void take_control_in_call(Answer *a, int id, Buf *content, Buf *thought) 
 /* Takes a control token (not called for raw text).  A call ends a thought; <|"|> outside a call is
  * an ordinary quote.  Returns 1 when the token's name is text, which the caller then takes. */
 static int take_control(Answer *a, int id, const char *name, size_t n, Buf *content, Buf *thought) {
+    int in_content = a->part == ANSWER_CONTENT && a->shown;
+    a->stray |= in_content && id == a->channel_end;
+    if (in_content && a->start.tools && (id == a->quote || id == a->call_end)) warn(a, LEFT_AS_TEXT);
     if (a->part == ANSWER_CALL) {
         take_control_in_call(a, id, content, thought);
     } else if (id == a->channel || id == a->channel_end || id == a->call_begin) {
@@ -411,6 +436,7 @@ void answer_end(Answer *a, Buf *content, Buf *thought) {
     if (a->part == ANSWER_THOUGHT && a->newline) buf_puts(thought, "\n");
     if ((is_thought(a) || a->cut) && !a->shown)
         warn(a, "the thought did not end: there is no answer\n");
+    else if (a->n_thought && !a->shown) warn(a, "nothing follows the thought: there is no answer\n");
     a->newline = 0;
 }
 

@@ -40,6 +40,7 @@ typedef struct {
     int newline;                        /* 1: a newline, perhaps the thought's last, is held back */
     int bare;                           /* 1: the open call has no opening token */
     long header;                        /* where in the open call a <|channel> stood; -1: nowhere */
+    int stray;                          /* 1: a channel ended in the content that had not begun */
     int cut;                            /* 1: a turn began inside a thought */
     int cut_in_call;                    /* 1: a channel was removed from the open call */
     int n_thought;                      /* number of tokens of thoughts, with their headers */
@@ -47,6 +48,7 @@ typedef struct {
     Buf held;                           /* text that is held back until it is certain what it is:
                                          * in the parts BEGIN, NAME and TURN, and with `echo` */
     Buf call;                           /* the open call, in the notation of call.h */
+    Buf line;                           /* the beginning of the content's last line */
     Buf partial;                        /* the first bytes of an incomplete UTF-8 character */
     ToolCall *calls;                    /* [n_calls] the complete ones */
     int n_calls;

@@ -21,7 +21,7 @@
 enum {
     ROUND_BRACKETS = 1, EQUALS = 2, COLONS = 4, QUOTES = 8, BARE_WORD = 16, PYTHON_WORD = 32,
     MISSING_COMMA = 64, MISSING_CLOSER = 128, LAST_COMMA = 256, NO_CALL = 512, QUOTED_KEY = 1024,
-    AS_STRING = 2048,
+    AS_STRING = 2048, NO_BRACKETS = 4096, EXTRA_BRACKETS = 8192, AS_JSON = 16384,
 };
 
 /* The warnings about mends, in the order of their bits. */
@@ -33,6 +33,8 @@ static const char *const mend_text[] = {
     "missing closing brackets were added", "a comma at the end was dropped",
     "a missing `call:` was added", "quotes around a key were dropped",
     "a value without quotes was read as a string, as its schema says",
+    "missing brackets of the arguments were added", "brackets too many were dropped",
+    "JSON was read as a call",
 };
 
 void calls_free(ToolCall *calls, int n) {
@@ -74,12 +76,15 @@ typedef struct {
     const char *p, *end;                /* what is left to read */
     Buf out;                            /* the arguments as JSON */
     const char *why;                    /* why the call cannot be read */
-    int mends;                          /* bits ROUND_BRACKETS … AS_STRING */
+    int mends;                          /* bits ROUND_BRACKETS … AS_JSON */
     int closed, held;                   /* CALL_CLOSED and CALL_HELD of call_read */
     const cJSON *root;                  /* the schema of the tool's parameters; NULL: not known */
     Buf names;                          /* the keys so far of all open objects, each 0-terminated */
     char close[MAX_NESTING + 1];        /* [depth] closing brackets to come, innermost last */
+    const cJSON *open[MAX_NESTING + 1]; /* [depth] the schemas of the open objects and lists */
     int depth;
+    int astray;                         /* 1: an object has a key that only an object around it
+                                         * declares */
 } CallReader;
 
 /* Sets the reason why the call cannot be read.  Returns -1. */
@@ -221,6 +226,10 @@ static int read_quoted(CallReader *r, Buf *text) {
     return 1;
 }
 
+/* Whether a backslash in front of c stands for itself: neither JSON nor Python has such an escape,
+ * but regular expressions have (\d, \., \s). */
+static int is_plain_backslash(char c) { return c && !strchr("\\\"'/abfnrtvxuUN01234567\n", c); }
+
 /* A string of JSON, with its escapes.  Unlike in JSON, it may contain line ends and tabs. */
 static int read_json_string(CallReader *r, Buf *text) {
     const char *end = r->p + 1;
@@ -230,7 +239,9 @@ static int read_json_string(CallReader *r, Buf *text) {
     if (end >= r->end) return give_up(r, "a string without an end");
     for (const char *p = r->p; p <= end; p++) {
         if ((unsigned char)*p < 32) buf_printf(&json, "\\u%04x", *p);
-        else buf_add(&json, p, 1);
+        else if (*p != '\\') buf_add(&json, p, 1);
+        else if (is_plain_backslash(p[1])) buf_puts(&json, "\\\\");
+        else buf_add(&json, p++, 2);
     }
     Scan scan = scan_open(json.data, json.len, "", NULL);
     int bad = scan_string(&scan, &s);
@@ -242,11 +253,13 @@ static int read_json_string(CallReader *r, Buf *text) {
     return memchr(text->data, 0, text->len) ? give_up(r, "a NUL character") : 1;
 }
 
-/* A string between single quotes.  The only escape is \': whether any other backslash begins one is
- * not certain. */
+/* A string between single quotes.  The only escape is \': whether another backslash begins one that
+ * JSON or Python has is not certain. */
 static int read_single_quoted(CallReader *r, Buf *text) {
     for (r->p++; r->p < r->end && *r->p != '\''; r->p++) {
-        if (*r->p == '\\' && (++r->p == r->end || *r->p != '\''))
+        char next = r->p + 1 < r->end ? r->p[1] : 0;
+        if (*r->p == '\\' && next == '\'') r->p++;
+        else if (*r->p == '\\' && !is_plain_backslash(next))
             return give_up(r, "a backslash that may be an escape");
         buf_add(text, r->p, 1);
     }
@@ -272,7 +285,24 @@ static int read_otherwise_quoted(CallReader *r, Buf *text) {
     return 0;
 }
 
+/* Whether a CALL_QUOTE at s ends a string that began with another quotation mark: a separator follows
+ * it, and those behind it come in pairs. */
+static int is_wrong_end(const CallReader *r, const char *s) {
+    int n = 0;
+    for (const char *p = s + 1; p < r->end; p++) n += *p == CALL_QUOTE;
+    for (s++; s < r->end && is_blank(*s); s++) continue;
+    return n % 2 == 0 && is_delimiter(s < r->end ? *s : 0);
+}
+
 static int read_any_quoted(CallReader *r, char c, Buf *text) {
+    size_t left = (size_t)(r->end - r->p);
+    const char *wrong = memchr(r->p, (unsigned char)CALL_QUOTE, left);
+    if (wrong && is_one_of(c, "\"'") && !memchr(r->p + 1, c, (size_t)(wrong - r->p) - 1) &&
+        is_wrong_end(r, wrong)) {
+        buf_add(text, r->p + 1, (size_t)(wrong - r->p) - 1);
+        r->p = wrong + 1;
+        return 1;
+    }
     if (c == '"') return read_json_string(r, text);
     if (c == '\'') return read_single_quoted(r, text);
     return read_otherwise_quoted(r, text);
@@ -288,8 +318,13 @@ static int read_string(CallReader *r, Buf *text) {
     r->mends |= QUOTES;
     if (memchr(text->data, (unsigned char)CALL_QUOTE, text->len))
         return give_up(r, "a string without an end");
-    /* A closing quote is followed by a separator, or by the next key, with the comma missing. */
+    /* A closing quote is followed by a separator, or by the next key, with the comma missing; or by
+     * a CALL_QUOTE that nothing opened. */
     c = peek(r);
+    if (c == CALL_QUOTE && is_wrong_end(r, r->p)) {
+        r->p++;
+        return 1;
+    }
     if (is_delimiter(c) || is_word(r->p, member_name(r->p, r->end, ":="))) return 1;
     return give_up(r, "a quote inside of a string");
 }
@@ -410,13 +445,34 @@ static int may_lack_a_comma(const char *s, size_t n) {
     return first < n && literal_type(s, first, &json) && (memchr(s, ':', n) || memchr(s, '=', n));
 }
 
+/* Returns the length of the literal that s[0..n) begins with, where the schema admits it and no
+ * string, and where the name of another parameter follows it, the comma between them missing; or 0. */
+static size_t literal_before_key(const CallReader *r, const cJSON *schema, const cJSON *object,
+                                 const char *s, size_t n) {
+    const char *json, *key;
+    size_t first = 0;
+    while (first < n && !is_blank(s[first])) first++;
+    const char *type = literal_type(s, first, &json);
+    if (first == n || !type || !schema || admits(r, schema, "string", 0)) return 0;
+    for (key = s + first; is_blank(*key); key++) continue;
+    size_t name = member_name(key, r->end, ":=");
+    int follows = is_word(key, name) && is_declared(r, object, key, name) > 0;
+    return follows && admits(r, schema, type, 0) ? first : 0;
+}
+
 /* Reads a value without quotes: a literal, or words that are a string.  schema: that of the value;
- * object: that of the object or list around it. */
-static int read_words(CallReader *r, const cJSON *schema, const cJSON *object) {
+ * object: that of the object or list around it.  *string becomes 1 where a comma may be missing
+ * behind the value. */
+static int read_words(CallReader *r, const cJSON *schema, const cJSON *object, int *string) {
     /* 1. The value's end: a literal ends at the first separator, words perhaps further on. */
     const char *from = r->p, *end = from, *json, *type;
     while (end < r->end && !is_one_of(*end, ",}])")) end++;
-    size_t n = without_blanks(from, end);
+    size_t n = without_blanks(from, end), first = literal_before_key(r, schema, object, from, n);
+    if (first) {
+        n = first;
+        end = from + first;
+        *string = 1;
+    }
     if (!(type = literal_type(from, n, &json))) {
         if (!(end = end_of_words(r, object))) return -1;
         n = without_blanks(from, end);
@@ -460,7 +516,7 @@ static int read_value(CallReader *r, const cJSON *schema, const cJSON *object, i
     }
     buf_free(&text);
     if (is_string) return is_string < 0 ? -1 : 0;
-    if (c != '{' && c != '[') return read_words(r, schema, object);
+    if (c != '{' && c != '[') return read_words(r, schema, object, string);
     if (r->depth == MAX_NESTING) return give_up(r, "nested too deep");
     /* Where the schema wants a string, brackets are accepted only if nothing in them needs a mend:
      * otherwise they are more likely a text without quotes. */
@@ -469,6 +525,7 @@ static int read_value(CallReader *r, const cJSON *schema, const cJSON *object, i
     int before = r->mends;
     r->p++;
     buf_add(&r->out, &c, 1);
+    r->open[r->depth] = schema;
     r->close[r->depth++] = c == '{' ? '}' : ']';
     if (read_members(r, schema)) return -1;
     if (wants_string && r->mends != before)
@@ -515,6 +572,15 @@ static int read_key_alone(CallReader *r, const cJSON *object, Buf *key) {
     return key->len ? 0 : give_up(r, "a key is missing");
 }
 
+/* Whether only an object around the innermost one declares a member of that name. */
+static int is_astray(const CallReader *r, const cJSON *object, const char *name) {
+    size_t n = strlen(name);
+    if (is_declared(r, object, name, n)) return 0;
+    for (int i = r->depth - 2; i >= 0; i--)
+        if (r->close[i] != ']' && is_declared(r, r->open[i], name, n) > 0) return 1;
+    return 0;
+}
+
 /* Reads a key with its colon, or `=`.  *value becomes the schema of the value that follows.
  * first_name: the byte of r->names at which the names of this object begin. */
 static int read_key(CallReader *r, const cJSON *object, size_t first_name, const cJSON **value) {
@@ -526,6 +592,7 @@ static int read_key(CallReader *r, const cJSON *object, size_t first_name, const
     if (!bad) {
         r->p++;
         if (c == '=') r->mends |= EQUALS;
+        r->astray |= is_astray(r, object, key.data);
         buf_add(&r->names, key.data, key.len + 1);
         json_quote(&r->out, key.data, key.len);
         buf_puts(&r->out, ":");
@@ -612,16 +679,36 @@ static int is_name(const char *s, size_t n) {
     return n > 0;
 }
 
-/* Removes what the model has put around the name: a second `call:`, colons, `=`.  Stops as soon as
- * the name is the name of a tool, which may have these characters in it. */
+/* The tool of the name s[0..n), or NULL. */
+static const cJSON *tool_at(const cJSON *tools, const char *s, size_t n) {
+    char *key = strndup(s, n);
+    const cJSON *tool = tool_named(tools, key);
+    free(key);
+    return tool;
+}
+
+/* Returns the length of what models put in front of the name of a tool as if it were a namespace,
+ * with its separator; 0 where s[0..n) does not begin so. */
+static size_t namespace_length(const cJSON *tools, const char *s, size_t n) {
+    static const char *const names[] = {"default_api", "functions", "function", "tools", "tool",
+                                        "tool_call", "tool_code"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        size_t len = strlen(names[i]);
+        if (n <= len + 1 || memcmp(s, names[i], len) || !is_one_of(s[len], ".:")) continue;
+        if (tool_at(tools, s + len + 1, n - len - 1)) return len + 1;
+    }
+    return 0;
+}
+
+/* Removes what the model has put around the name: a second `call:`, colons, `=`, blanks, a
+ * namespace.  Stops as soon as the name is the name of a tool, which may have these characters in
+ * it. */
 static void trim_name(CallReader *r, const cJSON *tools, const char **name, size_t *n) {
     for (;;) {
-        char *key = strndup(*name, *n);
-        int known = tool_named(tools, key) != NULL;
-        free(key);
-        if (known || !*n) return;
-        int is_call = *n >= 5 && !strncasecmp(*name, "call", 4) && is_one_of((*name)[4], ":=");
-        size_t front = is_call ? 5 : (size_t)is_one_of(**name, ":=");
+        if (tool_at(tools, *name, *n) || !*n) return;
+        int is_call = *n >= 5 && !strncasecmp(*name, "call", 4) && is_one_of((*name)[4], ":= \n");
+        size_t front = is_call ? 5 : (size_t)is_one_of(**name, ":= \n");
+        if (!front) front = namespace_length(tools, *name, *n);
         if (front) *name += front, *n -= front;
         else if (is_one_of((*name)[*n - 1], ":=")) --*n;
         else return;
@@ -637,22 +724,54 @@ static int read_head(CallReader *r, const cJSON *tools, Buf *name) {
         r->mends |= NO_CALL;
     const char *from = r->p, *p = from;
     while (p < r->end && *p != '{' && *p != '(') p++;
-    if (p == r->end) return give_up(r, "no arguments");
     size_t n = without_blanks(from, p);
-    if (!is_name(from, n)) return give_up(r, "no name");
-    trim_name(r, tools, &from, &n);
+    if (n) trim_name(r, tools, &from, &n);
+    const cJSON *tool = tool_at(tools, from, n);
+    r->root = json_field(tool, "parameters");
+    int needs_some = cJSON_GetArraySize(json_field(r->root, "required")) > 0;
+    if (p == r->end && (!r->closed || !tool || needs_some)) return give_up(r, "no arguments");
     if (!is_name(from, n)) return give_up(r, "no name");
     buf_add(name, from, n);
-    r->root = json_field(tool_named(tools, name->data), "parameters");
-    r->p = p + 1;
+    r->p = p;
+    if (p == r->end) {
+        r->mends |= NO_BRACKETS;
+        buf_puts(&r->out, "{}");
+        return 0;
+    }
+    r->p++;
+    r->open[r->depth] = r->root;
     r->close[r->depth++] = *p == '{' ? '}' : ')';
     buf_puts(&r->out, "{");
     return 0;
 }
 
-/* Reads the arguments.  In NAME({…}) the object between the round brackets is the arguments. */
-static int read_arguments(CallReader *r) {
+/* Moves r->p behind brackets at the end of the text that close nothing.  Behind words without quotes
+ * they may be a part of these. */
+static void skip_extra_closers(CallReader *r) {
+    const char *p = r->p;
+    while (p < r->end && (is_blank(*p) || is_one_of(*p, "}])"))) p++;
+    if (p < r->end || !peek(r) || r->mends & (BARE_WORD | AS_STRING)) return;
+    r->p = p;
+    r->mends |= EXTRA_BRACKETS;
+}
+
+/* Whether the text goes on with another call, perhaps behind a comma.  Moves r->p to it. */
+static int is_next_call(CallReader *r, const cJSON *tools) {
+    const char *p = r->p + (peek(r) == ',');
+    if (p == r->end || call_begins(p, (size_t)(r->end - p), tools) <= 0) return 0;
+    r->p = p;
+    return 1;
+}
+
+/* Reads the arguments.  In NAME({…}) the object between the round brackets is the arguments, and in
+ * NAME{{…}} the inner one. */
+static int read_arguments(CallReader *r, const cJSON *tools) {
+    if (!r->depth) return 0;
     int in_round = r->close[0] == ')' && peek(r) == '{';
+    if (r->close[0] == '}' && peek(r) == '{') {
+        r->p++;
+        r->mends |= EXTRA_BRACKETS;
+    }
     if (in_round) {
         r->p++;
         r->close[0] = '}';
@@ -662,18 +781,50 @@ static int read_arguments(CallReader *r) {
     if (in_round && peek(r) == ')') r->p++;
     else if (in_round && r->closed && !peek(r)) r->mends |= MISSING_CLOSER;
     else if (in_round) return give_up(r, "it has no end");
-    return peek(r) ? give_up(r, "something behind it") : 0;
+    if (r->mends & MISSING_CLOSER && r->astray)
+        return give_up(r, "a closing bracket whose place is not certain");
+    skip_extra_closers(r);
+    return peek(r) && !is_next_call(r, tools) ? give_up(r, "something behind it") : 0;
+}
+
+/* Reads {"name": …, "arguments": {…}}, the form of other models' calls, perhaps behind `call:`.
+ * Returns 1; 0: the text is none. */
+static int read_as_json(CallReader *r, Buf *name) {
+    static const char *const fields[] = {"arguments", "parameters", "args"};
+    const char *from = r->p, *given, *twice;
+    const cJSON *arguments = NULL;
+    while (from < r->end && is_blank(*from)) from++;
+    if (r->end - from > 5 && !memcmp(from, "call:", 5)) from += 5;
+    size_t n = (size_t)(r->end - from);
+    if (memchr(from, (unsigned char)CALL_QUOTE, n)) return 0;
+    cJSON *whole = json_object(from, n, NULL);
+    for (int i = 0; i < 3 && !arguments; i++) arguments = json_field(whole, fields[i]);
+    given = cJSON_GetStringValue(json_field(whole, "name"));
+    twice = whole ? json_key_twice(whole) : NULL;
+    int is_call = given && is_name(given, strlen(given)) && !twice && cJSON_IsObject(arguments);
+    if (is_call) {
+        char *text = json_text(arguments);
+        buf_puts(name, given);
+        buf_puts(&r->out, text);
+        free(text);
+        r->mends |= AS_JSON;
+        r->p = r->end;
+    }
+    cJSON_Delete(whole);
+    return is_call;
 }
 
 const char *call_read(const char *text, size_t n, const cJSON *tools, int how, ToolCall *call,
-                      Buf *mends) {
+                      Buf *mends, size_t *used) {
     if (!n) return "nothing in it";
     CallReader r = {.p = text, .end = text + n};
     r.closed = how & CALL_CLOSED;
     r.held = how & CALL_HELD;
     Buf name = {0};
-    int bad = read_head(&r, tools, &name) || read_arguments(&r);
+    int bad = !read_as_json(&r, &name) &&
+              (read_head(&r, tools, &name) || read_arguments(&r, tools));
     buf_free(&r.names);
+    *used = bad ? n : (size_t)(r.p - text);
     if (bad) {
         buf_free(&name);
         buf_free(&r.out);

@@ -38,14 +38,17 @@ void call_put_id(Buf *out, int i, int n_prompt);
  * how: CALL_CLOSED when the model ended the call itself: only then are missing closing brackets
  *     added.  CALL_HELD when sampling was constrained by the tool's schema: then what looks like a
  *     literal is one.
+ * used: becomes the length of the text up to a second call in it, whose opening token is missing, or
+ *     n.
  * Mends: round brackets, `=` for a colon, colons too many, quotes of other kinds, words without
- * quotes, True, False and None, a missing comma behind a string, missing closing brackets, a comma
- * at the end, a missing `call:`.  Adds one line to *mends for each kind of mend.
+ * quotes, True, False and None, a missing comma, missing brackets, brackets and a comma too many at
+ * the end, a missing `call:`, a call in the form of JSON.  Adds one line to *mends for each kind of
+ * mend.
  * Returns NULL and fills in *call, whose strings the caller owns; or returns why the call cannot be
  * read, or can be read in two ways. */
 enum { CALL_CLOSED = 1, CALL_HELD = 2 };
 const char *call_read(const char *text, size_t n, const cJSON *tools, int how, ToolCall *call,
-                      Buf *mends);
+                      Buf *mends, size_t *used);
 
 /* Whether text[0..n) begins with a call without its opening token.  1: with a call of one of the
  * tools; 2: with a call of another name; 0: more text must come to tell; -1: it does not. */

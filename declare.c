@@ -3,6 +3,7 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <strings.h>
 
 #include "json.h"
 
@@ -189,7 +190,7 @@ typedef struct {
     int n_values;                       /* of the copy so far */
 } Expander;
 
-static cJSON *expanded(Expander *x, const cJSON *schema);
+static cJSON *expanded(Expander *x, const cJSON *schema, int is_map);
 
 /* Copies the fields of `more` that `to` lacks.  A field that `to` has, beside its $ref, is the more
  * specific one and stays. */
@@ -205,7 +206,7 @@ static int is_null_schema(const cJSON *schema) {
     const cJSON *type = json_field(schema, "type"), *list = json_field(schema, "enum");
     if (cJSON_IsArray(type) && cJSON_GetArraySize(type) == 1) type = type->child;
     const char *name = cJSON_GetStringValue(type);
-    if (name) return !strcmp(name, "null");
+    if (name) return !strcasecmp(name, "null");
     if (cJSON_IsArray(list)) return cJSON_GetArraySize(list) == 1 && cJSON_IsNull(list->child);
     return cJSON_IsNull(cJSON_GetObjectItemCaseSensitive(schema, "const"));
 }
@@ -249,7 +250,7 @@ static void expand_ref(Expander *x, cJSON *copy, const cJSON *schema) {
         return;
     }
     x->open[x->n_open++] = there;
-    cJSON *inner = expanded(x, there);
+    cJSON *inner = expanded(x, there, 0);
     x->n_open--;
     add_missing(copy, inner);
     cJSON_Delete(inner);
@@ -267,41 +268,121 @@ static void expand_choice(cJSON *copy, const char *keyword) {
     if (nullable && !json_field(copy, "nullable")) cJSON_AddTrueToObject(copy, "nullable");
 }
 
-/* Whether a keyword's value is data, or holds schemas that only a $ref brings into the schema.
- * Unless such a value is an object, it is copied as it is. */
+/* Adds what the schemas of allOf say to `copy`: properties and names that are required are joined, of
+ * other fields the first counts. */
+static void join_all(cJSON *copy) {
+    static const char *const joined[] = {"properties", "required"};
+    const cJSON *item, *field;
+    if (!cJSON_IsArray(json_field(copy, "allOf"))) return;
+    cJSON *list = cJSON_DetachItemFromObjectCaseSensitive(copy, "allOf");
+    cJSON_ArrayForEach(item, list) {
+        cJSON *properties = cJSON_GetObjectItemCaseSensitive(copy, joined[0]);
+        cJSON *required = cJSON_GetObjectItemCaseSensitive(copy, joined[1]);
+        if (properties) add_missing(properties, json_field(item, joined[0]));
+        if (cJSON_IsArray(required))
+            cJSON_ArrayForEach(field, json_field(item, joined[1]))
+                cJSON_AddItemToArray(required, cJSON_Duplicate(field, 1));
+        add_missing(copy, item);
+    }
+    cJSON_Delete(list);
+}
+
+/* Adds the strings that a schema's const or enum lists.  Returns 0 where it has neither, or another
+ * value. */
+static int add_strings(cJSON *list, const cJSON *schema) {
+    const cJSON *one = json_field(schema, "const"), *many = json_field(schema, "enum"), *item;
+    if (cJSON_IsString(one)) cJSON_AddItemToArray(list, cJSON_CreateString(one->valuestring));
+    if (one || !cJSON_IsArray(many)) return cJSON_IsString(one);
+    cJSON_ArrayForEach(item, many) {
+        if (!cJSON_IsString(item)) return 0;
+        cJSON_AddItemToArray(list, cJSON_CreateString(item->valuestring));
+    }
+    return 1;
+}
+
+/* Makes an enum of anyOf or oneOf (keyword), all of whose alternatives list strings. */
+static void join_strings(cJSON *copy, const char *keyword) {
+    const cJSON *choices = json_field(copy, keyword), *item;
+    if (!cJSON_IsArray(choices) || json_field(copy, "enum")) return;
+    cJSON *list = cJSON_CreateArray();
+    int are_strings = choices->child != NULL;
+    cJSON_ArrayForEach(item, choices) are_strings = are_strings && add_strings(list, item);
+    if (!are_strings) {
+        cJSON_Delete(list);
+        return;
+    }
+    cJSON_DeleteItemFromObjectCaseSensitive(copy, keyword);
+    cJSON_AddItemToObject(copy, "enum", list);
+}
+
+/* The type whose fields the template prints and that `copy` has fields of; NULL: none. */
+static const char *type_with_fields(const cJSON *copy) {
+    if (cJSON_IsObject(json_field(copy, "properties"))) return "object";
+    if (cJSON_IsObject(json_field(copy, "items"))) return "array";
+    cJSON *list = cJSON_CreateArray();
+    int are_strings = add_strings(list, copy) && json_field(copy, "enum");
+    cJSON_Delete(list);
+    return are_strings ? "string" : NULL;
+}
+
+/* Writes the type as the template reads it, where it would not print the fields of the schema
+ * otherwise: because the type is missing, or is a list of one type, perhaps with null. */
+static void tell_type(cJSON *copy) {
+    const cJSON *type = json_field(copy, "type"), *item;
+    const char *want = type_with_fields(copy);
+    int is_known = !type, nullable = 0;
+    if (!want || (type && !cJSON_IsArray(type))) return;
+    cJSON_ArrayForEach(item, type) {
+        const char *name = cJSON_IsString(item) ? item->valuestring : "";
+        int is_null = !strcasecmp(name, "null");
+        if (!is_null && strcasecmp(name, want)) return;
+        nullable |= is_null;
+        is_known |= !is_null;
+    }
+    if (!is_known) return;
+    cJSON_DeleteItemFromObjectCaseSensitive(copy, "type");
+    cJSON_AddStringToObject(copy, "type", want);
+    if (nullable && !json_field(copy, "nullable")) cJSON_AddTrueToObject(copy, "nullable");
+}
+
+/* Whether a keyword's value is data, or holds schemas that only a $ref brings into the schema. */
 static int is_data(const char *keyword) {
-    static const char *const data[] = {"enum", "const", "default", "examples", "required",
-                                       "$defs", "definitions"};
-    for (size_t i = 0; i < sizeof data / sizeof *data; i++)
-        if (keyword && !strcmp(keyword, data[i])) return 1;
-    return 0;
+    static const char *const data[] = {"enum", "const", "default", "example", "examples",
+                                       "required", "$defs", "definitions", NULL};
+    return keyword && is_in(keyword, data);
 }
 
 /* A copy of a schema, of a list of schemas or of any value, in which each $ref and each choice
- * with null is replaced, at every level.  Incomplete where x->n_values exceeds MAX_SCHEMA. */
-static cJSON *expanded(Expander *x, const cJSON *schema) {
+ * with null is replaced, at every level.  is_map: the value is an object of schemas, as that of
+ * `properties`.  Incomplete where x->n_values exceeds MAX_SCHEMA. */
+static cJSON *expanded(Expander *x, const cJSON *schema, int is_map) {
     int is_list = cJSON_IsArray(schema);
     if (!cJSON_IsObject(schema) && !is_list) return cJSON_Duplicate(schema, 1);
     cJSON *copy = is_list ? cJSON_CreateArray() : cJSON_CreateObject();
     const cJSON *field;
     cJSON_ArrayForEach(field, schema) {
         if (++x->n_values > MAX_SCHEMA) return copy;
-        int as_it_is = is_data(field->string) && !cJSON_IsObject(field);
-        cJSON *value = as_it_is ? cJSON_Duplicate(field, 1) : expanded(x, field);
+        int is_map_here = !is_map && field->string && !strcmp(field->string, "properties");
+        int as_it_is = !is_map && is_data(field->string);
+        cJSON *value = as_it_is ? cJSON_Duplicate(field, 1) : expanded(x, field, is_map_here);
         if (is_list) cJSON_AddItemToArray(copy, value);
         else cJSON_AddItemToObject(copy, field->string, value);
     }
-    if (is_list) return copy;
+    if (is_list || is_map) return copy;
     expand_ref(x, copy, schema);
     expand_choice(copy, "anyOf");
     expand_choice(copy, "oneOf");
     expand_choice(copy, "allOf");
+    join_all(copy);
+    join_strings(copy, "anyOf");
+    join_strings(copy, "oneOf");
+    if (schema != x->root) tell_type(copy);    /* of the root, the template prints the fields */
     return copy;
 }
 
 cJSON *declared_parameters(const cJSON *parameters) {
     Expander x = {.root = parameters};
-    cJSON *copy = expanded(&x, parameters);
+    cJSON *copy = expanded(&x, parameters, 0);
     if (x.n_values <= MAX_SCHEMA) return copy;
     cJSON_Delete(copy);
     return cJSON_Duplicate(parameters, 1);

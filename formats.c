@@ -10,6 +10,7 @@
 /* Limit of the states of a set of strings times the lengths that its bounds tell apart.  Chosen by
  * judgement for the memory: a TextSet (states.h) takes 5 bytes for each, 20 MB at the limit. */
 #define MAX_TABLE 4000000
+#define LEAST_MOST 1000                 /* a longer maxLength may be lowered to this for MAX_TABLE */
 
 #define HEX "[0-9a-fA-F]"
 #define UUID(version) "^" HEX "{8}-" HEX "{4}-" version HEX "{3}-[89abAB]" HEX "{3}-" HEX "{12}$"
@@ -47,6 +48,8 @@
     "|(?:(?:" H16 ":){0,4}" H16 ")?::" LS32 \
     "|(?:(?:" H16 ":){0,5}" H16 ")?::" H16 \
     "|(?:(?:" H16 ":){0,6}" H16 ")?::)"
+
+#define BASE64(digit) "^(?:" digit "{4})*(?:" digit "{2}==|" digit "{3}=)?$"
 
 /* RFC 3986, with its names.  `more` are the characters that RFC 3987 adds for IRIs, or "". */
 #define PCT_ENCODED "%[0-9A-Fa-f]{2}"
@@ -101,7 +104,7 @@
 
 /* The formats that are acted upon, as regular expressions of RFC 3339 (dates, times, durations),
  * 5321 (mail), 1123 (hosts), 2673 (IPv4), 4291 (IPv6), 3986 (URIs), 6570 (templates), 6901 (JSON
- * pointers) and 7519 (the three parts of a compact token). */
+ * pointers), 4648 (base64) and 7519 (the three parts of a compact token). */
 static const struct {
     const char *name, *pattern;
     /* 1: a `pattern` beside the format that excludes all of the format counts alone, as zod writes
@@ -132,6 +135,7 @@ static const struct {
     {"hostname", "^" LABEL "(?:\\." LABEL ")*$", 1, 253},
     {"host-name", "^" LABEL "(?:\\." LABEL ")*$", 1, 253},
     {"ip", "^(?:" IPV4 "|" IPV6 ")$", 0, 0},
+    {"ipvanyaddress", "^(?:" IPV4 "|" IPV6 ")$", 0, 0},
     {"ip-address", "^" IPV4 "$", 0, 0},
     {"ipv4", "^" IPV4 "$", 0, 0},
     {"ipv6", "^" IPV6 "$", 1, 0},
@@ -141,6 +145,8 @@ static const struct {
     {"iri-reference", URI_REFERENCE(UCSCHAR), 1, 0},
     {"url", "^(?:https?|ftp)://" LABEL "(?:\\." LABEL ")*(?::\\d{1,4})?" SEGMENTS("") TAIL("")
             "$", 1, 0},
+    {"base64", BASE64("[A-Za-z0-9+/]"), 1, 0},
+    {"base64url", BASE64("[A-Za-z0-9_-]"), 1, 0},
     {"jwt", "^[A-Za-z0-9_-]+\\.[A-Za-z0-9_-]+\\.[A-Za-z0-9_-]*$", 1, 0},
     {"json-pointer", "^(?:/(?:[^~/]|~[01])*)*$", 0, 0},
     {"relative-json-pointer", "^(?:0|[1-9]\\d*)(?:#|(?:/(?:[^~/]|~[01])*)*)$", 0, 0},
@@ -153,11 +159,10 @@ int is_annotation(const char *format) {
     static const char *const names[] = {
         "binary", "byte", "password", "path", "file-path", "directory-path", "int8", "int16",
         "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float", "double", "decimal",
-        "base64", "base64url", "ipvanyaddress", "ipvanynetwork", "ipvanyinterface",
-        "ipv4network", "ipv6network", "ipv4interface", "ipv6interface", "name-email",
-        "time-delta", "unix-time", "date-time-local", "json-string", "html", "markdown",
-        "textarea", "color", "multi-host-uri", "enum", "phone", "style", "utc-millisec",
-        "time-span", NULL,
+        "ipvanynetwork", "ipvanyinterface", "ipv4network", "ipv6network", "ipv4interface",
+        "ipv6interface", "name-email", "time-delta", "time-span", "unix-time", "utc-millisec",
+        "date-time-local", "json-string", "html", "markdown", "textarea", "color", "style",
+        "phone", "enum", "multi-host-uri", NULL,
     };
     return is_in(format, names);
 }
@@ -317,6 +322,8 @@ static int put_place_strings(Compiler *c, const Place *p) {
     TextStyle style = program_in_calls(s) ? CALL_TEXT : JSON_TEXT;
     int min = 0, max = NO_LIMIT, ret = program_ret(s), pc = program_fail(s);
     int bad = strings_at(c, p, &set, &min, &max, &key) || cut_words(c, p, &set, &key);
+    int64_t room = !bad && set && set->n ? MAX_TABLE / set->n - 1 : max;
+    if (max != NO_LIMIT && max > room && room >= LEAST_MOST && room >= min) max = (int)room;
     int64_t columns = max == NO_LIMIT ? (int64_t)min + 1 : (int64_t)max + 1;
     const char *bound = max == NO_LIMIT ? "minLength" : "maxLength";
     if (!bad && set && columns * set->n > MAX_TABLE) {

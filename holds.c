@@ -102,6 +102,15 @@ static int dependents_hold(Compiler *c, const cJSON *v, const cJSON *schema, int
     return 1;
 }
 
+/* Notes an error where `keyword` of the schema, unevaluatedProperties or unevaluatedItems, forbids what
+ * the schema itself does not evaluate: whether others do is not known here.  Returns whether it does
+ * not. */
+static int is_decided(Compiler *c, const cJSON *schema, const char *keyword) {
+    if (!cJSON_IsFalse(json_field(schema, keyword))) return 1;
+    wrong(c, schema, keyword, "false is not supported for an enum or const of such values");
+    return 0;
+}
+
 /* Whether the name and the value of a member satisfy what the schema says of them. */
 static int member_holds(Compiler *c, const cJSON *member, const cJSON *schema, int depth) {
     const cJSON *own = cJSON_GetObjectItemCaseSensitive(json_field(schema, "properties"),
@@ -115,6 +124,7 @@ static int member_holds(Compiler *c, const cJSON *member, const cJSON *schema, i
         if (!holds(c, member, k, depth + 1)) return 0;
     }
     if (!evaluated && additional && !holds(c, member, additional, depth + 1)) return 0;
+    if (!evaluated && !additional && !is_decided(c, schema, "unevaluatedProperties")) return 0;
     if (!json_field(schema, "propertyNames")) return 1;
     cJSON *name = cJSON_CreateString(member->string);
     int ok = holds(c, name, json_field(schema, "propertyNames"), depth + 1);
@@ -153,6 +163,7 @@ static int array_holds(Compiler *c, const cJSON *v, const cJSON *schema, int dep
     cJSON_ArrayForEach(item, v) {
         const cJSON *own = i < cJSON_GetArraySize(prefix) ? cJSON_GetArrayItem(prefix, i) : rest;
         if (own && !holds(c, item, own, depth + 1)) return 0;
+        if (!own && !is_decided(c, schema, "unevaluatedItems")) return 0;
         if (unique && comes_again(item)) return 0;
         i++;
     }

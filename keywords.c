@@ -184,6 +184,7 @@ static const struct {
 };
 
 static int mask_of_name(const cJSON *name) {
+    if (cJSON_IsString(name) && !strcasecmp(name->valuestring, "any")) return T_ALL;    /* draft 3 */
     for (size_t i = 0; i < sizeof types / sizeof *types; i++)
         if (cJSON_IsString(name) && !strcasecmp(name->valuestring, types[i].name))
             return types[i].mask;

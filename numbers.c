@@ -12,7 +12,7 @@
 
 #define WHOLE_DIGITS 20                 /* digits before the point: the largest uint64_t has 20 */
 #define PART_DIGITS 17                  /* digits behind the point: a double has 17 that matter */
-#define MAX_EXPONENT 999                /* exponents have up to three digits */
+#define MAX_EXPONENT 308                /* in front of more, readers see infinity, or zero */
 /* Digits of a number that must not be whole.  Every decimal of up to 15 digits survives the way
  * through a double, so that no reader rounds it to a whole number. */
 #define SAFE_DIGITS 15
@@ -350,18 +350,22 @@ static int digits_up_to(Schema *s, int n, int limit, int next) {
                       put_range(s, '0' + top, '0' + top, digits_up_to(s, n - 1, rest, next)));
 }
 
+/* The digits of an exponent up to `limit`. */
+static int exponent_up_to(Schema *s, int limit, int next) {
+    int pc = program_fail(s);
+    for (int n = 1; n <= 3; n++) pc = put_either(s, pc, digits_up_to(s, n, limit, next));
+    return pc;
+}
+
 /* A magnitude above 0, and where `far` is not 0 below 10^far.  As a program is written from its
  * end to its front, the exponent comes first.  The digits before the point make a number below
  * 10^WHOLE_DIGITS, so an exponent of at most far - WHOLE_DIGITS keeps the magnitude below
  * 10^far. */
 static int any_magnitude(Schema *s, int far, int next) {
     /* 1. The digits of a negative exponent (down) and of a positive one (up). */
-    int down = some_digits(s, 3, next), up = down;
-    if (far && far - WHOLE_DIGITS < MAX_EXPONENT) {
-        up = program_fail(s);
-        for (int n = 1; n <= 3; n++)
-            up = put_either(s, up, digits_up_to(s, n, far - WHOLE_DIGITS, next));
-    }
+    int down = exponent_up_to(s, MAX_EXPONENT, next), up = down;
+    if (far && far - WHOLE_DIGITS < MAX_EXPONENT)
+        up = exponent_up_to(s, far - WHOLE_DIGITS, next);
     /* 2. The exponent, which may be left out. */
     int sign = put_either(s, put_range(s, '+', '+', up), put_range(s, '-', '-', down));
     int power = put_either(s, up, sign), part = program_fail(s);

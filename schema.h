@@ -11,9 +11,10 @@
  *   spaces.
  * - Numbers have no superfluous zeros in front.  Whole numbers have at most 20 digits, or as
  *   many as a bound has; others at most 17 behind the point; numbers that must not be whole at
- *   most 15 in all.  An exponent is written where the bounds say at most the sign, or have more
- *   than 100 digits: the number then stays below such a bound.
- * - Strings hold no NUL and no surrogates.
+ *   most 15 in all.  An exponent, up to 308, is written where the bounds say at most the sign, or
+ *   have more than 100 digits: the number then stays below such a bound.
+ * - Strings hold no NUL and no surrogates.  Where a maxLength of more than 1000 stands beside a
+ *   pattern or format of many states, they may be held to fewer characters.
  * - Objects with `properties` and without `additionalProperties` have no other properties.  (The
  *   `properties` in `if`, in `not` and in an alternative of oneOf that must not hold do not
  *   count.)

@@ -27,8 +27,9 @@ static void check_stream(const Ids *ids, AnswerStart start, const char *content,
     const char *warnings = s.warnings.len ? s.warnings.data : "";
     if (strstr(warnings, "was mended: ")) buf_puts(&all, "~");
     if (strstr(warnings, " as text")) buf_puts(&all, "!");
-    if (strstr(warnings, "did not end")) buf_puts(&all, "?");
-    assert_int_equal(s.warnings.len > 0, strcspn(all.data ? all.data : "", "~!?") < all.len);
+    if (strstr(warnings, "there is no answer")) buf_puts(&all, "?");
+    if (strstr(warnings, "may be a thought")) buf_puts(&all, "^");
+    assert_int_equal(s.warnings.len > 0, strcspn(all.data ? all.data : "", "~!?^") < all.len);
     assert_bytes(&all, calls);
     buf_free(&all);
     answer_free(&s);
@@ -74,7 +75,7 @@ static void check_answer(const char *answer, int thinking, const char *content, 
 
 static void test_answers(void **state) {
     (void)state;
-    enum { OFF = 1, ON = 2, BOTH = 3, CUT = 4 /* the thought has no end */ };
+    enum { OFF = 1, ON = 2, BOTH = 3, CUT = 4 /* there is no answer */, STRAY = 8 /* the end of a thought in an answer */ };
     static const struct { int thinking; const char *answer, *content, *thought; } cases[] = {
         /* As it should be. */
         {BOTH, "", "", ""},
@@ -91,7 +92,9 @@ static void test_answers(void **state) {
         /* Marks that nobody asked for. */
         {BOTH, "<channel|>Hello", "Hello", ""},
         {BOTH, "Hello<channel|>", "Hello", ""},
-        {BOTH, "Hel<channel|>lo<channel|><channel|>", "Hello", ""},
+        {BOTH | STRAY, "Hel<channel|>lo<channel|><channel|>", "Hello", ""},
+        {OFF | STRAY, "<|channel>I think so.<channel|>Hello", "I think so.Hello", ""},
+        {BOTH | CUT, THOUGHT, "", "Let me see."},
         {BOTH, THOUGHT "<channel|>Hello<channel|>", "Hello", "Let me see."},
         {BOTH, "Hello" EMPTY, "Hello", ""},
         {BOTH, "Hello" THOUGHT, "Hello", "Let me see."},
@@ -181,7 +184,8 @@ static void test_answers(void **state) {
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         for (int thinking = 0; thinking <= 1; thinking++)
             if (cases[i].thinking >> thinking & 1)
-                check_answer(cases[i].answer, thinking, cases[i].content, cases[i].thought, cases[i].thinking & CUT ? "?" : "");
+                check_answer(cases[i].answer, thinking, cases[i].content, cases[i].thought,
+                             cases[i].thinking & CUT ? "?" : cases[i].thinking & STRAY ? "^" : "");
 }
 
 /* calls: name, arguments and a blank for each call; behind them `~` when one was mended, `!` when one could not be
@@ -302,12 +306,22 @@ static void test_mends(void **state) {
         {BOTH, CALL("Call:bash{n:1}"), "", "bash{\"n\":1} ~"},
         {BOTH, CALL("call=bash{n:1}"), "", "bash{\"n\":1} ~"},
         {BOTH, CALL("call:bash={n:1}"), "", "bash{\"n\":1} ~"},
+        {BOTH, CALL("call: bash{n:1}"), "", "bash{\"n\":1} ~"},
+        {TOOLS, CALL("call:default_api.bash{n:1}"), "", "bash{\"n\":1} ~"},
+        {TOOLS, CALL("call:other_api.bash{n:1}"), "", "other_api.bash{\"n\":1} "},
+        {BOTH, CALL("{\"name\": \"bash\", \"arguments\": {\"n\": 1.50}}"), "", "bash{\"n\":1.50} ~"},
+        {BOTH, CALL("{\"name\": \"bash\", \"n\": 1}"), "{\"name\": \"bash\", \"n\": 1}", "!"},
+        /* Two calls, the tokens between them missing. */
+        {BOTH, CALL("call:bash{n:1}call:bash{n:2}"), "", "bash{\"n\":1} bash{\"n\":2} ~"},
+        {TOOLS, CALL("call:bash{n:1}, call:bash{n:x}"), " call:bash{n:x}", "bash{\"n\":1} ~!"},
         /* Quotes of other kinds. */
         {BOTH, CALL("call:bash{command:'it\\'s'}"), "", "bash{\"command\":\"it's\"} ~"},
         {BOTH, CALL("call:bash{command:'a\\\\b'}"), "call:bash{command:'a\\\\b'}", "!"},
         {BOTH, CALL("call:bash{command:'c:\\temp\\new'}"), "call:bash{command:'c:\\temp\\new'}", "!"},
         {BOTH, CALL("call:bash{command:\"a\nb\"}"), "", "bash{\"command\":\"a\\nb\"} ~"},
-        {BOTH, CALL("call:bash{command:\"\\d\"}"), "call:bash{command:\"\\d\"}", "!"},
+        {BOTH, CALL("call:bash{command:\"\\d\\\\\",any:'\\.py'}"), "", "bash{\"command\":\"\\\\d\\\\\",\"any\":\"\\\\.py\"} ~"},
+        {BOTH, CALL("call:bash{command:'ls'" "<|\"|>" ",n:1}"), "", "bash{\"command\":\"ls\",\"n\":1} ~"},
+        {BOTH, CALL("call:bash{command:\"ls" "<|\"|>" ",n:1}"), "", "bash{\"command\":\"ls\",\"n\":1} ~"},
         {BOTH, CALL("call:bash{command:\"ls\" n:5}"), "", "bash{\"command\":\"ls\",\"n\":5} ~"},
         {BOTH, CALL("call:bash{any:'a' n:5}"), "", "bash{\"any\":\"a\",\"n\":5} ~"},
         {BOTH, CALL("call:bash{any:r'a'}"), "call:bash{any:r'a'}", "!"},
@@ -367,6 +381,8 @@ static void test_mends(void **state) {
         {BOTH, CALL("call:bash{list:[" STR("a") STR("b") "]}"), "call:bash{list:[\"a\"\"b\"]}", "!"},
         {BOTH, CALL("call:bash{n:1,}"), "", "bash{\"n\":1} ~"},
         {BOTH, CALL("call:bash{list:[" STR("a") ",],}"), "", "bash{\"list\":[\"a\"]} ~"},
+        {TOOLS, CALL("call:bash{n:1 command:" STR("ls") "}"), "", "bash{\"n\":1,\"command\":\"ls\"} ~"},
+        {NO_TOOLS, CALL("call:bash{n:1 command:" STR("ls") "}"), "call:bash{n:1 command:\"ls\"}", "!"},
         {BOTH, CALL("call:bash{n:1,,any:2}"), "call:bash{n:1,,any:2}", "!"},
         {BOTH, CALL("call:bash{,}"), "call:bash{,}", "!"},
         /* Closing brackets. */
@@ -381,8 +397,12 @@ static void test_mends(void **state) {
         {BOTH, "<|tool_call>call:bash{n:1", "call:bash{n:1", "!"},                 /* the model did not end it */
         {BOTH, "<|tool_call>call:bash{n:1<|tool_response>", "call:bash{n:1", "!"},
         {BOTH, CALL("call:bash{command:<|\"|>ls}"), "call:bash{command:\"ls}", "!"},
-        {BOTH, CALL("call:bash{n:1}}"), "call:bash{n:1}}", "!"},
-        {BOTH, CALL("call:bash{n:1]}"), "call:bash{n:1]}", "!"},
+        {BOTH, CALL("call:bash{n:1}}"), "", "bash{\"n\":1} ~"},
+        {BOTH, CALL("call:bash{{n:1}}"), "", "bash{\"n\":1} ~"},
+        {TOOLS, CALL("call:bash{command:a}}"), "call:bash{command:a}}", "!"},
+        {TOOLS, CALL("call:bash{o:{s:" STR("x") ",n:1}"), "call:bash{o:{s:\"x\",n:1}", "!"},          /* n belongs to bash */
+        {TOOLS, CALL("call:bash"), "", "bash{} ~"},
+        {NO_TOOLS, CALL("call:bash"), "call:bash", "!"},
         {BOTH, CALL("call:bash{list:[1}, n:2}"), "call:bash{list:[1}, n:2}", "!"},
         /* No opening token. */
         {TOOLS, "call:bash{n:1}", "", "bash{\"n\":1} ~"},
@@ -394,6 +414,8 @@ static void test_mends(void **state) {
         {BOTH, "call:bash", "call:bash", ""},
         {BOTH, "call: bash{}", "call: bash{}", ""},
         {BOTH, "Then call:bash{n:1}", "Then call:bash{n:1}", ""},
+        {TOOLS, "I look.\ncall:bash{n:1}", "I look.\ncall:bash{n:1}", "!"},
+        {TOOLS, "I look. call:bash{n:1}<tool_call|>", "I look. call:bash{n:1}", "!"},
         {TOOLS, "call:bash{n:1} is what I did", "call:bash{n:1} is what I did", "!"},
     };
     cJSON *given = parse(tools_text), *tools = tools_read(given, NULL);

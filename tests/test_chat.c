@@ -288,6 +288,14 @@ static void test_declarations(void **state) {
         {"[{\"name\":\"f\",\"parameters\":{\"properties\":{\"anyOf\":{\"type\":\"string\"},\"$ref\":{\"type\":\"null\"},\"enum\":{\"$ref\":\"#/x\"}},"
          "\"x\":{\"type\":\"number\"}}}]",
          DECLARED("f", "", ",parameters:{properties:{$ref:{" TYPE("NULL") "},anyOf:{" TYPE("STRING") "},enum:{" TYPE("NUMBER") "}},")},
+        /* allOf of several, choices between strings, types that are missing or lists; names of properties, and data, stay. */
+        {"[{\"name\":\"f\",\"parameters\":{\"properties\":{\"a\":{\"allOf\":[{\"$ref\":\"#/$defs/P\"},{\"properties\":{\"q\":{\"const\":1}},\"required\":[\"q\"]}]},"
+         "\"e\":{\"anyOf\":[{\"const\":\"x\"},{\"enum\":[\"y\"]}]},\"l\":{\"type\":[\"array\",\"null\"],\"items\":{\"enum\":[\"x\"]}},\"s\":{\"type\":[\"string\",\"null\"]},"
+         "\"o\":{\"default\":{\"items\":{}},\"properties\":{\"items\":{\"type\":\"string\"}}}},"
+         "\"$defs\":{\"P\":{\"type\":\"object\",\"properties\":{\"p\":{\"type\":\"string\"}},\"required\":[\"p\"]}}}}]",
+         DECLARED("f", "", ",parameters:{properties:{a:{properties:{p:{" TYPE("STRING") "},q:{" TYPE("") "}},required:[<|\"|>p<|\"|>,<|\"|>q<|\"|>]," TYPE("OBJECT")
+                  "},e:{enum:[<|\"|>x<|\"|>,<|\"|>y<|\"|>]," TYPE("STRING") "},l:{items:{enum:[<|\"|>x<|\"|>]," TYPE("STRING") "},nullable:true," TYPE("ARRAY")
+                  "},o:{properties:{items:{" TYPE("STRING") "}}," TYPE("OBJECT") "},s:{" TYPE("['STRING', 'NULL']") "}},")},
         /* What is no choice with null stays as the template has it. */
         {"[{\"name\":\"f\",\"parameters\":{\"properties\":{\"x\":{\"anyOf\":[{\"type\":\"string\"},{\"type\":\"integer\"}]},\"y\":{\"$ref\":\"#/nowhere\"}}}}]",
          DECLARED("f", "", ",parameters:{properties:{x:{" TYPE("") "},y:{" TYPE("") "}},")},
