@@ -456,12 +456,12 @@ static int parse_cache_scheme(Model *m, const Fields *quant) {
     if (integer(&kv, "num_bits", 8, 8, 8, &bits) || one_of(&kv, "strategy", "tensor", NULL) ||
         boolean(&kv, "dynamic", &dynamic))
         return -1;
-    if (!is_word(kv.json, "type", "float"))
-        return fail(kv.err, "%s: %stype must be \"float\": a cache of integers is not supported",
-                    kv.file, kv.where);
     if (dynamic)
         return fail(kv.err, "%s: %sdynamic: scales of the cache that are made while it runs are "
                     "not supported", kv.file, kv.where);
+    if (!is_word(kv.json, "type", "float"))
+        return fail(kv.err, "%s: %stype must be \"float\": a cache of integers is not supported",
+                    kv.file, kv.where);
     m->fp8_kv = 1;
     m->has_cache_scheme = is_word(quant->json, "quant_method", "compressed-tensors");
     return 0;
@@ -1198,8 +1198,8 @@ static int refuse_formats(Model *m, Error *err) {
 static int is_spare(const Model *m, const char *name) {
     /* Scales of activations: for programs that quantise these, too. */
     if (has_ending(name, ".input_scale") || has_ending(name, ".input_global_scale")) return 1;
-    /* Tables of RoPE, which follow from the configuration. */
-    if (has_ending(name, ".inv_freq")) return 1;
+    /* Tables of RoPE, which follow from the configuration: inv_freq, sliding_attention_inv_freq … */
+    if (has_ending(name, "inv_freq")) return 1;
     /* Some fine-tunes leave out the prefix. */
     if (begins(name, "model.")) name += strlen("model.");
     /* A vision tower that config.json does not describe, the projection behind one that is not

@@ -28,7 +28,7 @@ int file_begins(const char *path, const char *magic) {
     if (stat(path, &info) || !S_ISREG(info.st_mode)) return 0;  /* opening a pipe could wait */
     FILE *f = fopen(path, "re");
     int found = f && fread(bytes, 1, n, f) == n && !memcmp(bytes, magic, n);
-    if (f) fclose(f);
+    if (f) (void)fclose(f);
     return found;
 }
 
@@ -108,8 +108,9 @@ int refuse_incomplete(const char *path, const char *what, Error *err) {
     const char *org = at ? at + 9 : "", *dashes = strstr(org, "--");
     int n_name = dashes ? (int)strcspn(dashes + 2, "/") : 0;
     int is_file = has_ending(path, weights) && !is_directory(path);
+    const char *slash = strrchr(path, '/');
     Buf again = {0};                    /* hf takes a file that is there for whole, unless forced */
-    if (is_file) buf_printf(&again, " %s --force-download", strrchr(path, '/') + 1);
+    if (is_file) buf_printf(&again, " %s --force-download", slash ? slash + 1 : path);
     else buf_puts(&again, "");
     if (!n_name || memchr(org, '/', (size_t)(dashes - org)))
         fail(err, "%s: %s: the download is incomplete: download it again: hf download ORG/NAME%s "

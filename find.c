@@ -19,6 +19,7 @@
 /* The directory of the cache, as huggingface_hub chooses it (constants.py). */
 static void hub_root(Buf *root) {
     const char *hub = getenv("HF_HUB_CACHE"), *home = getenv("HF_HOME");
+    if (!hub || !*hub) hub = getenv("HUGGINGFACE_HUB_CACHE");   /* its older name */
     const char *cache = getenv("XDG_CACHE_HOME"), *user = getenv("HOME");
     if (hub && *hub) buf_puts(root, hub);
     else if (home && *home) buf_printf(root, "%s/hub", home);

@@ -62,10 +62,7 @@ static DType dtype_of(Str s) {
 static int place_tensor(const File *f, Tensor *t, const int64_t dims[4], int n_dims,
                         const int64_t offset[2], Error *err) {
     size_t room = f->size - f->data;
-    if (offset[0] > offset[1])
-        return fail(err, "%s: tensor %s: data_offsets [%lld, %lld] fall", f->path, t->name,
-                    (long long)offset[0], (long long)offset[1]);
-    if ((uint64_t)offset[1] > room) {
+    if (offset[0] > offset[1] || (uint64_t)offset[1] > room) {
         char what[600];
         snprintf(what, sizeof what, "tensor %.300s: data_offsets [%lld, %lld] lie outside the "
                  "file's %zu bytes of data", t->name, (long long)offset[0], (long long)offset[1],

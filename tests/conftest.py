@@ -35,7 +35,7 @@ PATIENCE = 180  # seconds until something counts as hanging; sanitizers and valg
 
 def environment(**changes):
     """This process's environment without what would steer the program, and with changes; on the CPU, unless they say otherwise."""
-    steering = ('GEMMA4_', 'HF_', 'XDG_', 'LC_', 'LANG')
+    steering = ('GEMMA4_', 'HF_', 'HUGGINGFACE_', 'XDG_', 'LC_', 'LANG')
     env = {k: v for k, v in os.environ.items() if not k.startswith(steering)}
     env.update(GEMMA4_DEVICE='cpu', HOME='/nonexistent', LC_ALL='C.UTF-8', TERM='xterm')
     env.update({k: str(v) for k, v in changes.items()})

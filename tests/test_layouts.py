@@ -408,6 +408,14 @@ def test_prefixes(copy, tmp_path, name, text, outer):
     assert 'it takes images' in answer('info', '-m', model)
 
 
+def test_tables_of_rope(copy, tmp_path):
+    """They follow from the configuration, under whatever name."""
+    model, ref = copy(FIXTURES / 'odd-bf16'), reference('odd-bf16')
+    for name in 'layers.0.self_attn.rotary_emb.inv_freq', 'rotary_emb.sliding_attention_inv_freq', 'rotary_emb.full_attention_original_inv_freq':
+        rewrite(lambda tensors: tensors.update({FULL + name: ('F32', [1], bytes(4))}))(model)
+    assert go_on(tmp_path, model, ref['prompt_ids'], '-n', 9, '--ignore-eos') == ref['greedy_ids'][:9]
+
+
 def test_two_models_in_one(copy):
     model = copy(FIXTURES / 'odd-bf16')
     rewrite(lambda tensors: tensors.update({'model.' + EMBED: tensors[FULL + EMBED]}))(model)
@@ -504,7 +512,7 @@ def fake_hub(path, name='nvidia/Gemma-4-26B-A4B-NVFP4', commit='0123abcd', newli
 
 
 @pytest.mark.parametrize('newline', ['', '\n'])
-@pytest.mark.parametrize('variable, below', [('HF_HOME', 'hub'), ('HF_HUB_CACHE', ''), ('XDG_CACHE_HOME', 'huggingface/hub'),
+@pytest.mark.parametrize('variable, below', [('HF_HOME', 'hub'), ('HF_HUB_CACHE', ''), ('HUGGINGFACE_HUB_CACHE', ''), ('XDG_CACHE_HOME', 'huggingface/hub'),
                                              ('HOME', '.cache/huggingface/hub')])
 def test_hub_name(tmp_path, variable, below, newline):
     name = fake_hub(tmp_path / below, newline=newline)
