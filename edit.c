@@ -45,6 +45,8 @@ struct Editor {
     int is_drawn;                       /* 1: the prompt is there */
     int first;                          /* the first row on the screen; dumb: the first character */
     int above, below;                   /* rows on the screen above the cursor's, and below */
+    Buf drawn;                          /* what is drawn, where the cursor stands behind it … */
+    int rows, columns;                  /* … on so many rows of a screen of so many columns */
     int shown;                          /* dumb: columns that the row fills behind the prompt */
 };
 
@@ -333,6 +335,14 @@ static void put_erasure(const Editor *e, Buf *out) {
     buf_puts(out, "\r\033[J");
 }
 
+/* Returns how many bytes of the rows stand on the screen already, with the cursor behind them; 0
+ * where all must be drawn anew. */
+static size_t drawn_before(const Editor *e, const Rows *r) {
+    size_t n = e->drawn.len;
+    if (!e->is_drawn || !n || e->rows != r->n || e->columns != r->columns) return 0;
+    return n <= r->text.len && !memcmp(e->drawn.data, r->text.data, n) ? n : 0;
+}
+
 /* Draws the prompt and the line, and the cursor in its place.
  *
  * Terminals disagree on how wide some characters are (emoji that are joined, for example).  So
@@ -362,8 +372,10 @@ static void draw_rows(Editor *e) {
     int end = scroll(e, cursor_row, r.n);
     int may_wrap = r.n > 1 || r.used > r.columns / 2;   /* no character is wider than two columns */
     if (may_wrap) buf_puts(&out, NO_WRAPPING);
-    put_erasure(e, &out);
-    for (int row = e->first; row < end; row++) {
+    size_t same = cursor == n ? drawn_before(e, &r) : 0;
+    if (same) buf_add(&out, r.text.data + same, r.text.len - same);
+    else put_erasure(e, &out);
+    for (int row = e->first; row < end && !same; row++) {
         size_t row_end = row + 1 < r.n ? r.begin[row + 1] : r.text.len;
         if (row > e->first) buf_puts(&out, "\r\n");
         buf_add(&out, r.text.data + r.begin[row], row_end - r.begin[row]);
@@ -377,6 +389,10 @@ static void draw_rows(Editor *e) {
     }
     if (may_wrap) buf_puts(&out, WRAPPING);
     put_escape(out.data);
+    e->drawn.len = 0;
+    if (cursor == n) buf_add(&e->drawn, r.text.data, r.text.len);
+    e->rows = r.n;
+    e->columns = r.columns;
     buf_free(&out);
     buf_free(&r.text);
     free(r.begin);
@@ -812,6 +828,7 @@ void editor_close(Editor *e) {
     if (e->history) history_end(e->history);
     if (e->nowhere) (void)fclose(e->nowhere);
     buf_free(&e->pasted);
+    buf_free(&e->drawn);
     free(e);
     is_open = 0;
 }
