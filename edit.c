@@ -450,20 +450,26 @@ static void draw(Editor *e) {
     e->is_drawn = 1;
 }
 
-/* Writes the line once more when it has ended, whole and wrapped by the terminal, and `behind` and
- * a line end behind it. */
+/* Writes the line once more when it has ended, whole and wrapped by the terminal, unless it stands
+ * so already; and `behind` and a line end behind it. */
 static void finish(Editor *e, const char *line, size_t n, const char *behind) {
     int columns, blanks = e->shown;
-    Buf erasure = {0};
+    Buf erasure = {0}, whole = {0};
     put_erasure(e, &erasure);
+    buf_puts(&whole, e->prompt);
+    buf_add(&whole, line, n);
+    int stands = e->rows == 1 && e->drawn.len == whole.len &&
+                 !memcmp(e->drawn.data, whole.data, whole.len);
     for (size_t i = 0; i < n; blanks -= abs(columns)) i += char_columns(line + i, n - i, &columns);
-    put_escape(e->is_dumb || !erasure.len ? "\r" : erasure.data);
-    put_stdout(e->prompt, strlen(e->prompt));
-    put_stdout(line, n);
-    for (; blanks > 0; blanks--) put_stdout(" ", 1);
+    if (!stands) {
+        put_escape(e->is_dumb || !erasure.len ? "\r" : erasure.data);
+        put_stdout(whole.data, whole.len);
+        for (; blanks > 0; blanks--) put_stdout(" ", 1);
+    }
     put_stdout(behind, strlen(behind));
     put_stdout("\n", 1);
     buf_free(&erasure);
+    buf_free(&whole);
 }
 
 /* Goes below the drawing, for other text.  The line will be drawn anew behind that. */
@@ -840,6 +846,7 @@ LineEnd editor_read(Editor *e, const char *prompt, Buf *line) {
     e->prompt = prompt;
     e->end = LINE_GIVEN;
     e->first = e->above = e->below = e->shown = e->is_drawn = 0;
+    e->drawn.len = 0;
     const char *text = el_gets(e->edit, &n);
     /* SIGINT from another process (the key Ctrl-C sends no signal here) drops the line, unless the
      * line was complete. */
