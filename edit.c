@@ -45,6 +45,8 @@ struct Editor {
     int is_drawn;                       /* 1: the prompt is there */
     int first;                          /* the first row on the screen; dumb: the first character */
     int above, below;                   /* rows on the screen above the cursor's, and below */
+    Buf drawn;                          /* what is drawn, where the cursor stands behind it … */
+    int rows, columns;                  /* … on so many rows of a screen of so many columns */
     int shown;                          /* dumb: columns that the row fills behind the prompt */
 };
 
@@ -333,6 +335,14 @@ static void put_erasure(const Editor *e, Buf *out) {
     buf_puts(out, "\r\033[J");
 }
 
+/* Returns how many bytes of the rows stand on the screen already, with the cursor behind them; 0
+ * where all must be drawn anew. */
+static size_t drawn_before(const Editor *e, const Rows *r) {
+    size_t n = e->drawn.len;
+    if (!e->is_drawn || !n || e->rows != r->n || e->columns != r->columns) return 0;
+    return n <= r->text.len && !memcmp(e->drawn.data, r->text.data, n) ? n : 0;
+}
+
 /* Draws the prompt and the line, and the cursor in its place.
  *
  * Terminals disagree on how wide some characters are (emoji that are joined, for example).  So
@@ -362,8 +372,10 @@ static void draw_rows(Editor *e) {
     int end = scroll(e, cursor_row, r.n);
     int may_wrap = r.n > 1 || r.used > r.columns / 2;   /* no character is wider than two columns */
     if (may_wrap) buf_puts(&out, NO_WRAPPING);
-    put_erasure(e, &out);
-    for (int row = e->first; row < end; row++) {
+    size_t same = cursor == n ? drawn_before(e, &r) : 0;
+    if (same) buf_add(&out, r.text.data + same, r.text.len - same);
+    else put_erasure(e, &out);
+    for (int row = e->first; row < end && !same; row++) {
         size_t row_end = row + 1 < r.n ? r.begin[row + 1] : r.text.len;
         if (row > e->first) buf_puts(&out, "\r\n");
         buf_add(&out, r.text.data + r.begin[row], row_end - r.begin[row]);
@@ -377,6 +389,10 @@ static void draw_rows(Editor *e) {
     }
     if (may_wrap) buf_puts(&out, WRAPPING);
     put_escape(out.data);
+    e->drawn.len = 0;
+    if (cursor == n) buf_add(&e->drawn, r.text.data, r.text.len);
+    e->rows = r.n;
+    e->columns = r.columns;
     buf_free(&out);
     buf_free(&r.text);
     free(r.begin);
@@ -434,20 +450,26 @@ static void draw(Editor *e) {
     e->is_drawn = 1;
 }
 
-/* Writes the line once more when it has ended, whole and wrapped by the terminal, and `behind` and
- * a line end behind it. */
+/* Writes the line once more when it has ended, whole and wrapped by the terminal, unless it stands
+ * so already; and `behind` and a line end behind it. */
 static void finish(Editor *e, const char *line, size_t n, const char *behind) {
     int columns, blanks = e->shown;
-    Buf erasure = {0};
+    Buf erasure = {0}, whole = {0};
     put_erasure(e, &erasure);
+    buf_puts(&whole, e->prompt);
+    buf_add(&whole, line, n);
+    int stands = e->rows == 1 && e->drawn.len == whole.len &&
+                 !memcmp(e->drawn.data, whole.data, whole.len);
     for (size_t i = 0; i < n; blanks -= abs(columns)) i += char_columns(line + i, n - i, &columns);
-    put_escape(e->is_dumb || !erasure.len ? "\r" : erasure.data);
-    put_stdout(e->prompt, strlen(e->prompt));
-    put_stdout(line, n);
-    for (; blanks > 0; blanks--) put_stdout(" ", 1);
+    if (!stands) {
+        put_escape(e->is_dumb || !erasure.len ? "\r" : erasure.data);
+        put_stdout(whole.data, whole.len);
+        for (; blanks > 0; blanks--) put_stdout(" ", 1);
+    }
     put_stdout(behind, strlen(behind));
     put_stdout("\n", 1);
     buf_free(&erasure);
+    buf_free(&whole);
 }
 
 /* Goes below the drawing, for other text.  The line will be drawn anew behind that. */
@@ -812,6 +834,7 @@ void editor_close(Editor *e) {
     if (e->history) history_end(e->history);
     if (e->nowhere) (void)fclose(e->nowhere);
     buf_free(&e->pasted);
+    buf_free(&e->drawn);
     free(e);
     is_open = 0;
 }
@@ -823,6 +846,7 @@ LineEnd editor_read(Editor *e, const char *prompt, Buf *line) {
     e->prompt = prompt;
     e->end = LINE_GIVEN;
     e->first = e->above = e->below = e->shown = e->is_drawn = 0;
+    e->drawn.len = 0;
     const char *text = el_gets(e->edit, &n);
     /* SIGINT from another process (the key Ctrl-C sends no signal here) drops the line, unless the
      * line was complete. */

@@ -342,13 +342,12 @@ static int split_scale(const char *text, Buf *name, float *scale, Error *err) {
  * be part of DIR's name: so the whole text is looked up first. */
 static int add_adapter(Model *m, const char *text, Error *err) {
     Buf name = {0}, dir = {0};
-    Error why, no_scale;
+    Error why, no_scale;                /* options.c has refused what is no scale behind a directory */
     float scale = 1;
     int bad = find_checkpoint(text, &dir, &why) != 0;
     if (bad && strchr(text, ':')) {
         if (!split_scale(text, &name, &scale, &no_scale))
             bad = find_checkpoint(name.data, &dir, &why) != 0;
-        else if (is_directory(name.data)) why = no_scale;
     }
     if (bad) fail(err, "--lora %s: %s", text, why.text);
     else bad = model_adapt(m, text, dir.data, scale, err);
@@ -990,7 +989,7 @@ static void explain_waiting(void) {
 /* Whether an option reads stdin, which then is no part of the question. */
 static int option_takes_stdin(const Options *o) {
     const char *file[] = {o->load, o->tools, o->json_schema};
-    int takes = 0;
+    int takes = o->media_takes_stdin;
     for (int i = 0; i < 3; i++) takes |= file[i] && !strcmp(file[i], "-");
     return takes;
 }
@@ -1016,7 +1015,8 @@ static int collect_question(const Options *o, Question *q, Error *err) {
     if (o->cache) buf_printf(&q->text, "%s%s", between, given);
     buf_free(&document);
     if (bad) return -1;
-    return q->text.len > 0 || o->prompt || o->ids_file;
+    /* An empty -p asks nothing, unless it stands beside a picture or is continued by --raw. */
+    return q->text.len > 0 || o->ids_file || (o->prompt && (o->media || o->raw));
 }
 
 /* ---- which command ---- */
@@ -1059,14 +1059,15 @@ static int run(Options *o, const char *dir, Error *err) {
     if (is_command(o, "info")) return run_info(o, dir, err);
     Question question = {0};
     int status = 1, chats = is_chat(o);
+    if ((o->media_takes_stdin = media_stdin(o->media, err)) < 0) return -1;
     if (chats && (o->cache || o->load || o->save))
         return usage("--cache, --load and --save belong to a question; "
                      "the chat has /load and /save");
     if (chats) status = add_files(o, &question.text, err) ? -1 : 1;
     else if (!o->command && !o->jsonl) status = collect_question(o, &question, err);
     if (status > 0) status = run_with_engine(o, dir, &question, err);
-    else if (!status && isatty(STDIN_FILENO)) status = usage("nothing to ask: give a text with -p");
-    else if (!status) status = usage("nothing to ask: stdin is empty");
+    else if (!status && !o->prompt && isatty(STDIN_FILENO)) status = usage("nothing to ask: give a text with -p");
+    else if (!status) status = usage("nothing to ask: %s", o->prompt ? "-p is empty" : "stdin is empty");
     buf_free(&question.text);
     return status;
 }

@@ -9,8 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* What characters look like, as bits that can be combined. */
-enum { BOLD = 1, UNDERLINED = 2, STRUCK = 4, CODE = 8, DIM = 16 };
+/* What characters look like, as bits that can be combined.  QUOTED stands beside DIM in a quote,
+ * which has marks in it, and changes nothing by itself. */
+enum { BOLD = 1, UNDERLINED = 2, STRUCK = 4, CODE = 8, DIM = 16, QUOTED = 32 };
 
 static void put_style(unsigned style, Buf *out) {
     static const struct { unsigned bit; const char *sequence; } known[] = {
@@ -153,8 +154,9 @@ static Finding find_emphasis(const Piece *p, size_t at, Marked *m) {
     return found;
 }
 
-/* Finds [text](url) or ![text](url). */
+/* Finds [text](url) or ![text](url).  Behind a \ there is none: it may begin a formula. */
 static Finding find_link(const Piece *p, size_t at, Marked *m) {
+    if ((at ? p->text[at - 1] : p->before) == '\\') return IS_TEXT;
     size_t end, i = at + 1 + (p->text[at] == '!'), depth = 1;
     int may_grow = search_end(p, at, &end);
     if (i > end || (i == end && p->text[at] == '!')) return may_grow ? UNDECIDED : IS_TEXT;
@@ -183,7 +185,7 @@ static Finding find_link(const Piece *p, size_t at, Marked *m) {
 /* Finds \* and the like, which stand for the mark as text. */
 static Finding find_escape(const Piece *p, size_t at, Marked *m) {
     if (at + 1 >= p->n) return p->is_whole ? IS_TEXT : UNDECIDED;
-    if (!p->text[at + 1] || !strchr("*_`#|~", p->text[at + 1])) return IS_TEXT;
+    if (!p->text[at + 1] || !strchr("*_`#|~-+.>", p->text[at + 1])) return IS_TEXT;
     *m = (Marked){.inside = at + 1, .n_inside = 1, .end = at + 2};
     return IS_MARK;
 }
@@ -244,19 +246,26 @@ static size_t put_inline(const Piece *p, unsigned style, Buf *out) {
 typedef struct {
     Buf text;
     int width;                          /* columns */
+    int is_unsure;                      /* 1: terminals disagree on its width */
 } Cell;
 
-/* How many columns a text with escape sequences takes. */
-static int width_of(const Buf *text) {
-    int width = 0, columns;
+/* How many columns a text with escape sequences takes.  *is_unsure becomes 1 where an emoji is made
+ * of several characters: joined by U+200D, or by U+FE0F behind a character that is narrow without
+ * it. */
+static int width_of(const Buf *text, int *is_unsure) {
+    int width = 0, columns, before = 0;
     for (size_t i = 0; i < text->len;) {
         if (text->data[i] == '\033') {
             while (i < text->len && text->data[i] != 'm') i++;
             i++;
             continue;
         }
+        int is_wide_form = !strncmp(text->data + i, "\xef\xb8\x8f", 3);
+        if (is_wide_form || !strncmp(text->data + i, "\xe2\x80\x8d", 3)) *is_unsure = 1;
         i += char_columns(text->data + i, text->len - i, &columns);
+        if (is_wide_form && before == 1) columns = 1;
         if (columns > 0) width += columns;
+        before = columns;
     }
     return width;
 }
@@ -340,12 +349,14 @@ static void fill_cells(Table *t) {
             if (row == 1 || !cell_at(t->line[row], t->n[row], i, &begin, &end)) continue;
             const Piece piece = {t->line[row] + begin, end - begin, 1, ' '};
             put_inline(&piece, row ? 0 : BOLD, &cell->text);
-            cell->width = width_of(&cell->text);
+            cell->width = width_of(&cell->text, &cell->is_unsure);
             if (cell->width > t->width[i]) t->width[i] = cell->width;
         }
 }
 
+/* Behind a cell of unsure width the cursor goes to the column where the next cell begins. */
 static void put_row(const Table *t, int row, Buf *out) {
+    int column = 1;
     for (int i = 0; i < t->columns; i++) {
         const Cell *cell = &t->cell[row * t->columns + i];
         int room = t->width[i] - cell->width, left = 0, side = alignment(t->line[1], t->n[1], i);
@@ -355,7 +366,11 @@ static void put_row(const Table *t, int row, Buf *out) {
         if (!row) put_style(BOLD, out);
         buf_add(out, cell->text.data ? cell->text.data : "", cell->text.len);
         if (!row) change_style(BOLD, 0, out);
-        if (i + 1 < t->columns) put_blanks(room - left, out);
+        if (i + 1 == t->columns) break;
+        put_blanks(room - left, out);
+        column += t->width[i];
+        if (cell->is_unsure) buf_printf(out, "\033[%dG", column);
+        column += 3;
     }
 }
 
@@ -472,14 +487,18 @@ static Finding find_item(const char *line, size_t n, size_t *used) {
     return line[at + 1] == ' ' ? IS_MARK : IS_TEXT;
 }
 
-/* A rule: three or more of -, * or _, and nothing else.  Only a whole line tells. */
+/* A rule: three or more of -, * or _, perhaps with blanks between, and nothing else.  Only a whole
+ * line tells. */
 static Finding find_rule(const char *line, size_t n, int is_whole) {
     char c = n ? line[0] : 0;
+    int marks = 0;
     if (c != '-' && c != '*' && c != '_') return IS_TEXT;
-    size_t length = count(line, n, 0, c);
-    if (!is_empty(line, n, length) || (length < 3 && n > length)) return IS_TEXT;
+    for (size_t i = 0; i < n; i++) {
+        if (line[i] != c && !is_blank(line[i])) return IS_TEXT;
+        marks += line[i] == c;
+    }
     if (!is_whole) return UNDECIDED;
-    return length >= 3 ? IS_MARK : IS_TEXT;
+    return marks >= 3 ? IS_MARK : IS_TEXT;
 }
 
 /* Puts out the mark of an item, two columns further in: a number as it is, else a bullet. */
@@ -488,6 +507,13 @@ static void put_item(const char *line, size_t used, Buf *out) {
     put_blanks((int)indent + 2, out);
     if (isdigit((unsigned char)line[indent])) buf_add(out, line + indent, used - indent);
     else buf_puts(out, "• ");
+}
+
+/* How many bytes at the beginning of the line are marks of quotes, > perhaps with a blank. */
+static size_t count_quotes(const char *line, size_t n) {
+    size_t at = 0;
+    while (at < n && line[at] == '>') at += 1 + (size_t)(at + 1 < n && line[at + 1] == ' ');
+    return at;
 }
 
 /* Finds the kind of the line, sets its style, and puts out what stands in place of its mark.
@@ -518,10 +544,11 @@ static Finding line_begin(Markdown *m, const char *line, size_t n, int is_whole,
     }
     *used = 0;
     if (n && line[0] == '>') {
-        if (n == 1 && !is_whole) return UNDECIDED;
-        *used = 1 + (size_t)(n > 1 && line[1] == ' ');
-        buf_puts(out, "│ ");
-        m->style = DIM;
+        size_t at = count_quotes(line, n);
+        if (at == n && !is_whole) return UNDECIDED;
+        for (; *used < at; ++*used)
+            if (line[*used] == '>') buf_puts(out, "│ ");
+        m->style = DIM | QUOTED;
         return IS_TEXT;
     }
     return found == UNDECIDED && !is_whole ? UNDECIDED : IS_TEXT;
@@ -541,7 +568,8 @@ static void put_line(Markdown *m, int is_whole, Buf *out) {
     }
     const Piece piece = {m->held.data + used, m->held.len - used, is_whole, m->before};
     size_t n = piece.n;
-    if (m->style & (CODE | DIM)) buf_add(out, piece.text, n);
+    int is_plain = (m->style & CODE) || (m->style & (DIM | QUOTED)) == DIM;
+    if (is_plain) buf_add(out, piece.text, n);
     else n = put_inline(&piece, m->style, out);
     if (n) m->before = piece.text[n - 1];
     buf_drop(&m->held, used + n);

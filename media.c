@@ -49,9 +49,10 @@ static void file_path(const char *url, Buf *path) {
     url_decode(url, strlen(url), path);
 }
 
+static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
 /* Decodes base64, also that of URLs, which has - and _ for + and /. */
 static int base64(const char *s, Buf *out, Error *err) {
-    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     unsigned v = 0;
     int bits = 0;                       /* how many bits of v are not in out yet */
     for (; *s && *s != '='; s++) {
@@ -67,6 +68,18 @@ static int base64(const char *s, Buf *out, Error *err) {
         buf_add(out, &(uint8_t){v >> bits & 255}, 1);
     }
     return 0;
+}
+
+static void add_base64(const Buf *in, Buf *out) {
+    for (size_t i = 0; i < in->len; i += 3) {
+        uint8_t three[3] = {0};
+        size_t n = in->len - i < 3 ? in->len - i : 3;
+        memcpy(three, in->data + i, n);
+        uint32_t v = number_at(three, 3, 1);
+        char four[] = {digits[v >> 18], digits[v >> 12 & 63], digits[v >> 6 & 63], digits[v & 63]};
+        memset(four + n + 1, '=', 3 - n);
+        buf_add(out, four, 4);
+    }
 }
 
 /* Finds what a URL names.  name: the path, or "data: URL", for messages.  Returns 1 with the bytes
@@ -408,11 +421,35 @@ cJSON *media_part(const char *path, int is_video) {
     return part;
 }
 
+/* The URL of a part that media_part has made. */
+static cJSON *own_url(const cJSON *part) {
+    const cJSON *image = json_field(part, "image_url"), *video = json_field(part, "video_url");
+    return cJSON_GetObjectItemCaseSensitive(video ? video : image, "url");
+}
+
+int media_stdin(const cJSON *parts, Error *err) {
+    const cJSON *part;
+    int found = 0;
+    cJSON_ArrayForEach(part, parts) {
+        Buf bytes = {0}, url = {0};
+        if (strcmp(cJSON_GetStringValue(own_url(part)), "-")) continue;
+        if (found++) return fail(err, "-i and --video: stdin (-) can be one file, not two");
+        if (isatty(STDIN_FILENO)) return fail(err, "-i -: stdin is a terminal, and no file");
+        int bad = read_file("-", &bytes, err);
+        buf_puts(&url, "data:;base64,");
+        if (!bad) add_base64(&bytes, &url);
+        cJSON_SetValuestring(own_url(part), url.data);
+        buf_free(&bytes);
+        buf_free(&url);
+        if (bad) return -1;
+    }
+    return found;
+}
+
 void media_absolute(cJSON *parts) {
     const cJSON *part;
     cJSON_ArrayForEach(part, parts) {
-        const cJSON *image = json_field(part, "image_url"), *video = json_field(part, "video_url");
-        cJSON *url = cJSON_GetObjectItemCaseSensitive(video ? video : image, "url");
+        cJSON *url = own_url(part);
         char *whole = realpath(cJSON_GetStringValue(url), NULL);
         if (whole) cJSON_SetValuestring(url, whole);
         free(whole);

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "bench.h"
+#include "directory.h"
 #include "kernels.h"
 #include "media.h"
 
@@ -155,7 +156,15 @@ static int take_file(Options *o, const char *path) {
     return 0;
 }
 
+/* DIR or DIR:SCALE.  A colon may be part of DIR's name. */
 static int take_lora(Options *o, const char *text) {
+    const char *colon = strrchr(text, ':');
+    float scale;
+    Buf dir = {0};
+    if (colon && !is_directory(text)) buf_add(&dir, text, (size_t)(colon - text));
+    int is_scaled = dir.len && is_directory(dir.data);
+    buf_free(&dir);
+    if (is_scaled && parse_real("--lora's SCALE", colon + 1, -1000, 1000, &scale)) return 2;
     o->lora = xrealloc(o->lora, o->n_loras + 1, sizeof *o->lora);
     o->lora[o->n_loras++] = text;
     return 0;

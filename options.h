@@ -23,6 +23,7 @@ typedef struct {
     int n_files;
     Buf question;                       /* positional arguments, joined by spaces */
     cJSON *media;                       /* parts of the question: images and videos */
+    int media_takes_stdin;              /* 1: one of them was read from stdin */
     int image_tokens, video_frames;     /* image_tokens 0: as config.json says */
     int raw, jsonl, plain, decode, open_thought, json, ids, print_ids, ignore_eos, exact, stats;
     int think, yes, stream, summary, slide, fp4_activations, no_markdown;

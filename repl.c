@@ -213,17 +213,17 @@ static int last_question(const Repl *r) {
 static void put_remarks(Repl *r) {
     Engine *e = r->e;
     long long context = session_context(e->session);
-    if (r->last.finish == FINISH_INTERRUPTED) fputs("(stopped)\n", stderr);
+    if (r->last.finish == FINISH_INTERRUPTED) remark("(stopped)\n");
     if (r->last.full)
-        fprintf(stderr, "(the answer was cut: the context of %lld tokens (-c) is full; /new begins "
-                "a new conversation, --context-overflow slide drops the oldest turns)\n", context);
-    else if (r->last.finish == FINISH_LENGTH) fputs("(the answer was cut: -n)\n", stderr);
+        remark("(the answer was cut: the context of %lld tokens (-c) is full; /new begins a "
+               "new conversation, --context-overflow slide drops the oldest turns)\n", context);
+    else if (r->last.finish == FINISH_LENGTH) remark("(the answer was cut: -n)\n");
     warn_of_answer(&r->last);
     if (e->stats) print_stats(&r->last);
     session_ids(e->session, &r->used);
     if (r->used > context / 4 * 3)
-        fprintf(stderr, "(%lld %% of the context are used; /new begins a new conversation)\n",
-                100LL * r->used / context);
+        remark("(%lld %% of the context are used; /new begins a new conversation)\n",
+               100LL * r->used / context);
 }
 
 /* Answers the conversation, whose last message is a question, and adds the answer to it, also one
@@ -637,7 +637,7 @@ int run_repl(Engine *e, const cJSON *media, const char *text, Error *err) {
         r.editor = editor_open(commands, setting_names, interrupted, err);
         bad = r.editor ? 0 : -1;
     }
-    if (!bad) note("%s. /help lists the commands, Ctrl-D leaves.\n", e->name);
+    if (!bad) remark("%s. /help lists the commands, Ctrl-D leaves.\n", e->name);
     while (!bad && !r.quit && read_question(&r, &question)) {
         if (is_command_line(question.data)) command(&r, question.data);
         else take_text(&r, question.data);

@@ -9,15 +9,18 @@
 
 /* ---- what is no text ---- */
 
+/* A file's name in the command that helps: what came through stdin has a name of its own. */
+static const char *in_command(const char *name) { return strcmp(name, "stdin") ? name : "FILE"; }
+
 /* Fails with what a file of that format is, and what helps. */
 static int refuse_format(const char *name, const Format *f, Error *err) {
     const char *place = f->converter ? strstr(f->converter, "%s") : NULL;
-    if (f->kind == PICTURE || f->kind == FFMPEG_PICTURE)
+    if (f->kind == PICTURE || f->kind == FFMPEG_PICTURE || f->kind == OTHER_PICTURE)
         return fail(err, "%s: %s, not text; -i takes pictures", name, f->name);
     if (f->kind == FILM) return fail(err, "%s: %s, not text; --video takes videos", name, f->name);
     if (!place) return fail(err, "%s: %s, not text", name, f->name);
     return fail(err, "%s: %s, not text: %.*s%s%s makes text of it", name, f->name,
-                (int)(place - f->converter), f->converter, name, place + 2);
+                (int)(place - f->converter), f->converter, in_command(name), place + 2);
 }
 
 /* Guesses the encoding of a text that is not UTF-8.  Of the two that are usual, only Windows-1252
@@ -49,11 +52,12 @@ static int check_text(const char *name, const char *s, size_t n, Error *err) {
     const char *wide = bare_utf16(s, n);
     if (wide)
         return fail(err, "%s: %s without a byte order mark: iconv -f %s -t UTF-8 %s", name, wide,
-                    wide, name);
+                    wide, in_command(name));
     if (has_nul) return fail(err, "%s: a NUL byte: a message is text", name);
     const char *likely = likely_encoding(s, n);
     return fail(err, "%s: not UTF-8 (byte 0x%02X at %zu), perhaps %s: iconv -f %s -t UTF-8 %s",
-                name, (unsigned char)s[good], good, likely, likely, name);
+                name, (unsigned char)s[good], good, likely, likely,
+                in_command(name));
 }
 
 /* ---- UTF-16 ---- */
@@ -86,7 +90,7 @@ static int decode(const char *name, const Buf *in, Buf *b, Error *err) {
     int little = in->len >= 2 && !memcmp(s, "\xff\xfe", 2);
     int big = in->len >= 2 && !memcmp(s, "\xfe\xff", 2);
     if (little && in->len >= 4 && !s[2] && !s[3])
-        return fail(err, "%s: UTF-32: iconv -f UTF-32 -t UTF-8 %s", name, name);
+        return fail(err, "%s: UTF-32: iconv -f UTF-32 -t UTF-8 %s", name, in_command(name));
     Buf text = {0};
     buf_puts(&text, "");
     size_t mark = in->len >= 3 && !memcmp(s, "\xef\xbb\xbf", 3) ? 3 : 0;

@@ -67,7 +67,8 @@ def record():
                 child.expect(pexpect.EOF)
                 tape.put(child.before, 1)
                 break
-            answer = until_prompt()
+            line_end, _, answer = until_prompt().partition('\n')
+            tape.put(line_end + '\n', PIECE)
             for piece in pieces(answer):
                 tape.put(piece, PIECE)
             tape.now += min(4, READING * len(re.sub(r'\x1b\[[0-9;?]*[A-Za-z]', '', answer)))

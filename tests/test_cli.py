@@ -432,6 +432,11 @@ def test_environment_that_is_not_known(name, value):
     assert name + ' ' + value in complaint(2, 'hello', env=environment(**{name: value}))
 
 
+def test_empty_prompt(odd):
+    assert '-p is empty' in complaint(2, '-m', odd, '-p', '')
+    assert answer('-m', odd, '--raw', '-p', '', '-n', 1, '--temp', 0)
+
+
 @pytest.mark.parametrize('call, word', [
     ('--bad', '--bad'), ('-Z', '-Z'), ('--raw -Zq', 'option -Z'), ('--quiet=x hello', 'option --quiet=x'),
     ('tokenize --bad', '--bad'), ('info -x', '-x'), ('-n', '-n'), ('hello -m', '-m'),

@@ -96,7 +96,7 @@ def test_what_is_no_text(tmp_path, name):
     else:
         path.write_bytes(content)
     assert ('gemma4: %s: ' % path) + complains.format(path) in complaint(1, '-m', ODD, '-f', path, 'What?')
-    assert 'gemma4: stdin: ' + complains.format('stdin') in complaint(1, '-m', ODD, 'What?', stdin=path.read_bytes())
+    assert 'gemma4: stdin: ' + complains.format('FILE') in complaint(1, '-m', ODD, 'What?', stdin=path.read_bytes())
 
 
 def test_what_looks_like_a_format_and_is_text(tmp_path):

@@ -88,6 +88,7 @@ static void test_stars_that_are_no_emphasis(void **state) {
     same("****four****");
     same("\\( x \\) and \\[ y \\]");
     check("\\*a\\* \\_b\\_", "*a* _b_");
+    check("1\\. a \\- b \\> c", "1. a - b > c");
 }
 
 static void test_code(void **state) {
@@ -123,13 +124,15 @@ static void test_lists(void **state) {
     (void)state;
     check("- a\n* b\n+ **c**\n  - d\n1. e\n12) f\n", "  • a\n  • b\n  • " B "c" E "\n    • d\n  1. e\n  12) f\n");
     same("-5 degrees\n1.5 litres\n-\n2024\n");
-    check("---\n***\n- - -\n", D "---" E "\n" D "***" E "\n  • - -\n");
-    same("--\n");
+    check("---\n***\n- - -\n", D "---" E "\n" D "***" E "\n" D "- - -" E "\n");
+    check("--\n- -\n* *a*\n", "--\n  • -\n  • " U "a" E "\n");
 }
 
 static void test_quotes_and_links(void **state) {
     (void)state;
-    check("> said *so*\n>\nx", "│ " D "said *so*" E "\n│ " D E "\nx");
+    check("> said *so* `x`\n>\nx", "│ " D "said " U "so" E D " " C "x" E D E "\n│ " D E "\nx");
+    check("> > a\n>>b", "│ │ " D "a" E "\n│ │ " D "b" E);
+    same("\\[ y \\](x)");
     check("[a](http://b/c_d_e)", U "a" E " (http://b/c_d_e)");
     check("[http://a](http://a)", U "http://a" E);
     check("![pic](x.png)!", U "pic" E " (x.png)!");
@@ -145,6 +148,7 @@ static void test_tables(void **state) {
           B "a" E "    │ " B "long head" E " │  " B "c" E "\n─────┼───────────┼───\n" B "x" E "    │     y     │  1\n日本 │     " C "z" E "     │ 22\nend");
     check("|a|b|\n|-|-|", B "a" E " │ " B "b" E "\n──┼──");
     check("|a|b|\n|-|-|\n|1|", B "a" E " │ " B "b" E "\n──┼──\n1 │ ");
+    check("|a|b|\n|-|-|\n|✔️|x|\n|日|y|", B "a" E "  │ " B "b" E "\n───┼──\n✔️\033[3G │ x\n日 │ y");
     check("|a|\n|-|\n\nx", B "a" E "\n─\n\nx");
     same("| no table |\n");
     same("| a | b |\n|---|\n| c |\n");

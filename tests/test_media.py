@@ -77,6 +77,17 @@ def test_options_put_images_before_the_text():
                   cwd=IMAGES).rstrip('\n') == want['choices'][0]['message']['content'].rstrip('\n')
 
 
+@pytest.mark.parametrize('option, name', [('-i', 'rgb.png'), ('--video', 'moving.gif')])
+def test_stdin_is_the_picture(option, name, tmp_path):
+    """It is no part of the question then; the conversation keeps it."""
+    data = (IMAGES / name).read_bytes()
+    got = answer(*EXACT, '--temp', 0, '-n', 4, option, '-', '--save', tmp_path / 'talk', 'What?', stdin=data)
+    assert got == answer(*EXACT, '--temp', 0, '-n', 4, option, IMAGES / name, 'What?')
+    url = read_json(tmp_path / 'talk')['messages'][0]['content'][0]['image_url' if option == '-i' else 'video_url']['url']
+    assert base64.b64decode(url.removeprefix('data:;base64,'), validate=True) == data
+    assert 'one file, not two' in complaint(1, *EXACT, '-i', '-', option, '-', 'What?', stdin=data)
+
+
 def test_video_option():
     case = prompt('gif')
     assert ids_of(*EXACT, '--temp', 0, '-n', 12, '--print-ids', '--video', 'moving.gif', 'What happens?', cwd=IMAGES) == case['greedy']

@@ -141,6 +141,14 @@ def test_edits_at_random(terminal, puppet, term, letters):
         t.wait(lambda: t.shows(text, at))
 
 
+def test_quiet(terminal, puppet):
+    t = terminal(puppet, '--quiet', '-n', 3)
+    assert t.rows() == ['>']
+    t.child.send('hello\r')
+    t.expect_prompt()
+    assert t.rows() == ['> hello', ANSWER.split(' ')[0] + ' ' + ANSWER.split(' ')[1] + ' ' + ANSWER.split(' ')[2], '', '>']
+
+
 def test_history_of_long_lines(terminal, puppet):
     t = terminal(puppet)
     t.say('short')
