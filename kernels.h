@@ -241,7 +241,7 @@ typedef struct {
     void (*gelu_times)(float *g, const float *u, int n);
 
     /* The same, and BF16, with many tokens: activations of 16 bits, or for NVFP4 and integers of 8
-     * bits.  NULL: there are none. */
+     * bits (AVX2 alone: not for INT8).  NULL: there are none. */
     const PanelKernels *panels, *panels8;
 
     /* ---- the head's int8 copy: see head.c ---- */

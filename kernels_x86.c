@@ -1266,7 +1266,7 @@ AVX512 static void expand_bf16_avx512(const uint8_t *data, int n, float *out) {
  * Panels (see PanelKernels in kernels.h).  A lane is a row of W.  A word of its 32 bits is two
  * columns of 16 bits or four of 8 bits; one instruction multiplies it with the same columns of a
  * token and adds the products to the lane's int32: VPDPWSSD and VPDPBUSD, or with AVX2 alone two
- * instructions, VPMADDWD and VPADDD.  The functions take
+ * instructions, VPMADDWD and VPADDD, or VPMADDUBSW and VPADDW.  The functions take
  *
  *     BITS    of an activation: 16 or 8
  *     KIND    of weights: 0 for NVFP4, 4 or 8 for integers of as many bits, 16 for BF16
@@ -1286,6 +1286,9 @@ typedef struct {
 
 /* 32 columns of a token.  -16 times the sum of each 16 columns stands there for 8 bits only. */
 #define RECORD(BITS) (BLOCK * (BITS) / 8 + 4 + ((BITS) == 8 ? 8 : 0))
+
+/* A record of 8 bits is followed by one of 16 bits, which BF16 meets. */
+enum { BOTH = RECORD(8) + RECORD(16) };
 
 /* Columns c .. c + 31.  NaN without its sign is the largest integer, so one activation of NaN makes
  * the scale NaN. */
@@ -1329,6 +1332,14 @@ AVX2 INLINE void pack_record(int BITS, const float *x, int c, int cols, uint8_t 
 AVX2 static void pack_panels(const float *x, int from, int to, int cols, uint8_t *packed) {
     for (int c = from; c < to; c += BLOCK)
         pack_record(16, x, c, cols, packed + c / BLOCK * RECORD(16));
+}
+
+AVX2 static void pack_panels8(const float *x, int from, int to, int cols, uint8_t *packed) {
+    for (int c = from; c < to; c += BLOCK) {
+        uint8_t *out = packed + c / BLOCK * BOTH;
+        pack_record(8, x, c, cols, out);
+        pack_record(16, x, c, cols, out + RECORD(8));
+    }
 }
 
 /* KIND of these rows: see above. */
@@ -1428,13 +1439,29 @@ AVX2 INLINE __m256i even_bytes8(__m256i v) {
 }
 AVX2 INLINE __m256i odd_bytes8(__m256i v) { return _mm256_srai_epi16(v, 8); }
 
-/* Numbers of 8 rows as words of two columns: v has eight nibbles or four bytes of each.  less:
- * INT4's zero points, in each of 16 bits. */
+/* Numbers of 8 rows as words of two columns, or with 8 bits of four: v has eight nibbles or four
+ * bytes of each.  less: INT4's zero points, in each of BITS bits. */
 AVX2 INLINE void put_words8(int BITS, int KIND, __m256i v, __m256i less,
                             uint32_t (*word)[PANEL_ROWS]) {
     const __m256i low = _mm256_set1_epi8(15), doubled = _mm256_broadcastsi128_si256(
         _mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12));
-    (void)BITS;
+    const __m256i sixteen = _mm256_set1_epi8(16);
+    int words8 = BITS == 8 && KIND != 8 ? 2 : 0;
+    UNROLL for (int p = 0; p < words8; p++) {
+        /* Two bytes of a lane, twice each: the first time for the low nibble. */
+        const __m256i bytes = _mm256_broadcastsi128_si256(
+            _mm_setr_epi8(0, 0, 1, 1, 4, 4, 5, 5, 8, 8, 9, 9, 12, 12, 13, 13));
+        __m256i n = _mm256_shuffle_epi8(v, _mm256_add_epi8(bytes, _mm256_set1_epi8((char)(2 * p))));
+        n = _mm256_blendv_epi8(n, _mm256_srli_epi16(n, 4), _mm256_set1_epi16((short)0xff00));
+        n = _mm256_and_si256(n, low);
+        if (KIND == 0) n = _mm256_shuffle_epi8(_mm256_add_epi8(doubled, sixteen), n);
+        else n = _mm256_sub_epi8(_mm256_add_epi8(n, sixteen), less);
+        *(__m256i *)word[p] = n;
+    }
+    if (BITS == 8) {
+        if (KIND == 8) *(__m256i *)word[0] = v;
+        return;
+    }
     if (KIND == 8) {
         v = _mm256_xor_si256(v, _mm256_set1_epi8((char)0x80));      /* 128 less */
         put_two_words(even_bytes8(v), odd_bytes8(v), word[0], word[1]);
@@ -1470,10 +1497,11 @@ AVX2 INLINE void put_block_scales8(const PanelRows *w, int first, int c, int blo
     for (int k = 0; k < blocks; k++) *(__m256i *)out[k] = v[k];
 }
 
-/* n + the products of two columns. */
+/* n + the products of two columns; with 8 bits those of four columns, added to two numbers of 16
+ * bits.  Eight products of at most 31 * 127 stay below 2^15, so 16 columns do. */
 AVX2 INLINE __m256i dot_avx2(int BITS, __m256i n, __m256i w, __m256i x) {
-    (void)BITS;
-    n = _mm256_add_epi32(n, _mm256_madd_epi16(w, x));
+    if (BITS == 16) n = _mm256_add_epi32(n, _mm256_madd_epi16(w, x));
+    else n = _mm256_add_epi16(n, _mm256_maddubs_epi16(w, x));
     /* The empty asm keeps gcc from adding products to each other first, for which there are not
      * enough registers. */
     __asm__("" : "+x"(n));
@@ -1481,18 +1509,19 @@ AVX2 INLINE __m256i dot_avx2(int BITS, __m256i n, __m256i w, __m256i x) {
 }
 
 AVX2_VNNI INLINE __m256i dot_avx2_vnni(int BITS, __m256i n, __m256i w, __m256i x) {
-    (void)BITS;
-    return _mm256_dpwssd_avx_epi32(n, w, x);
+    return BITS == 16 ? _mm256_dpwssd_avx_epi32(n, w, x) : _mm256_dpbusd_avx_epi32(n, w, x);
 }
 
 #define SET AVX2
 #define NAME(f) f##_avx2
 #define LANES 8
+#define SHORT_SUMS 1
 #include "panels.h"
 
 #define SET AVX2_VNNI
 #define NAME(f) f##_avx2_vnni
 #define LANES 8
+#define SHORT_SUMS 0
 #include "panels.h"
 
 /* ---- with AVX-512 ---- */
@@ -1600,33 +1629,22 @@ AVX512 INLINE __m512i dot_avx512(int BITS, __m512i n, __m512i w, __m512i x) {
 #define SET AVX512
 #define NAME(f) f##_avx512
 #define LANES 16
+#define SHORT_SUMS 0
 #include "panels.h"
-
-/* A record of 8 bits is followed by one of 16 bits, which BF16 meets. */
-enum { BOTH = RECORD(8) + RECORD(16) };
-
-AVX512 static void panels8_avx512(const PanelRows *w, PanelTokens x, float (*sum)[PANEL_ROWS]) {
-    if (w->dtype == DT_BF16) multiply16_avx512(w, x, BOTH, RECORD(8), sum);
-    else multiply_panels_avx512(8, w, x, BOTH, 0, sum);
-}
-
-AVX2 static void pack_panels8(const float *x, int from, int to, int cols, uint8_t *packed) {
-    for (int c = from; c < to; c += BLOCK) {
-        uint8_t *out = packed + c / BLOCK * BOTH;
-        pack_record(8, x, c, cols, out);
-        pack_record(16, x, c, cols, out + RECORD(8));
-    }
-}
 
 /* ---- the sets without AMX ---- */
 
 static const PanelKernels of_avx2 = {16, RECORD(16), pack_panels, panels_avx2};
+static const PanelKernels of_avx2_with_8 = {8, BOTH, pack_panels8, panels8_avx2};
 static const PanelKernels of_avx2_vnni = {16, RECORD(16), pack_panels, panels_avx2_vnni};
+static const PanelKernels of_avx2_vnni_with_8 = {8, BOTH, pack_panels8, panels8_avx2_vnni};
 static const PanelKernels of_avx512 = {16, RECORD(16), pack_panels, panels_avx512};
 static const PanelKernels of_avx512_with_8 = {8, BOTH, pack_panels8, panels8_avx512};
 
-const Kernels kernels_avx2 = {AVX2_KERNELS, .name = "avx2", .panels = &of_avx2};
-const Kernels kernels_avx2_vnni = {AVX2_KERNELS, .name = "avx2-vnni", .panels = &of_avx2_vnni};
+const Kernels kernels_avx2 = {AVX2_KERNELS, .name = "avx2", .panels = &of_avx2,
+                              .panels8 = &of_avx2_with_8};
+const Kernels kernels_avx2_vnni = {AVX2_KERNELS, .name = "avx2-vnni", .panels = &of_avx2_vnni,
+                                   .panels8 = &of_avx2_vnni_with_8};
 const Kernels kernels_avx512 = {AVX512_KERNELS, .name = "avx512", .panels = &of_avx512,
                                 .panels8 = &of_avx512_with_8};
 

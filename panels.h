@@ -6,6 +6,7 @@
  *     SET             the target attribute of the set's functions
  *     NAME(f)         what function f is called in this set
  *     LANES           32-bit lanes of a vector, which are rows of W: 16 or 8
+ *     SHORT_SUMS      1: with 8 bits, products are first added up in 16 bits, those of 16 columns
  *
  * It also defines the functions that differ: NAME(dot), and for LANES lanes load_some, transpose,
  * join_halves, put_words and put_block_scales. */
@@ -103,11 +104,20 @@ SET INLINE void NAME(fill_panel)(int BITS, int KIND, const PanelRows *w, int c, 
     }
 }
 
+/* What the sum of 16 columns of a token begins with: with 8 bits, whose weights are too large by 16
+ * or 128, that many times the activations, negative.  `record` is that of these columns. */
+SET INLINE Ints NAME(first_sum)(int BITS, int KIND, int half, const uint8_t *record) {
+    if (BITS == 16) return WHOLE(setzero)();
+    Ints less = V(set1_epi32)(((const int *)(record + BLOCK + 4))[half]);
+    return KIND == 8 ? V(slli_epi32)(less, 3) : less;
+}
+
 /* `groups` times 32 columns of 2 * LANES rows, `first` and the next ones, into the sums of T
  * tokens. */
 SET INLINE void NAME(panel_tile)(int BITS, int KIND, int T, const Panel *p, int first, int groups,
                                  const uint8_t *const *x, int stride, float (*sum)[PANEL_ROWS]) {
     int WIDE = KIND == 4 || KIND == 8;  /* a scale is that of 32 columns */
+    int SHORT = SHORT_SUMS && BITS == 8;
     Floats s[TILE_TOKENS][2], part[TILE_TOKENS][2];
     Ints n[TILE_TOKENS][2];
     UNROLL for (int t = 0; t < T; t++)
@@ -117,13 +127,13 @@ SET INLINE void NAME(panel_tile)(int BITS, int KIND, int T, const Panel *p, int 
         UNROLL for (int t = 0; t < T; t++) a[t] = x[t] + g * stride;
         UNROLL for (int half = 0; half < 2; half++) {
             const uint32_t (*word)[PANEL_ROWS] = p->word + (2 * g + half) * BITS / 2;
-            UNROLL for (int t = 0; t < T; t++) {
-                Ints less = WHOLE(setzero)();
-                if (BITS == 8) less = V(set1_epi32)(((const int *)(a[t] + BLOCK + 4))[half]);
-                if (BITS == 8 && KIND == 8) less = V(slli_epi32)(less, 3);
-                UNROLL for (int v = 0; v < 2; v++)
-                    n[t][v] = half && WIDE ? V(add_epi32)(n[t][v], less) : less;
-            }
+            Ints some[TILE_TOKENS][2];
+            UNROLL for (int t = 0; t < T; t++)
+                UNROLL for (int v = 0; v < 2; v++) {
+                    Ints first = NAME(first_sum)(BITS, KIND, half, a[t]);
+                    if (half && WIDE) first = V(add_epi32)(n[t][v], first);
+                    some[t][v] = SHORT ? WHOLE(setzero)() : first;
+                }
             UNROLL for (int i = 0; i < BITS / 2; i++) {
                 Ints w[2];
                 UNROLL for (int v = 0; v < 2; v++)
@@ -132,9 +142,19 @@ SET INLINE void NAME(panel_tile)(int BITS, int KIND, int T, const Panel *p, int 
                     const int *own = (const int *)(a[t] + half * BLOCK * BITS / 16);
                     Ints y = V(set1_epi32)(own[i]);
                     UNROLL for (int v = 0; v < 2; v++)
-                        n[t][v] = NAME(dot)(BITS, n[t][v], w[v], y);
+                        some[t][v] = NAME(dot)(BITS, some[t][v], w[v], y);
                 }
             }
+            UNROLL for (int t = 0; t < T; t++)
+                UNROLL for (int v = 0; v < 2; v++) {
+                    if (SHORT) {
+                        Ints first = NAME(first_sum)(BITS, KIND, half, a[t]);
+                        if (half && WIDE) first = V(add_epi32)(n[t][v], first);
+                        some[t][v] = V(madd_epi16)(some[t][v], V(set1_epi16)(1));
+                        some[t][v] = V(add_epi32)(some[t][v], first);
+                    }
+                    n[t][v] = some[t][v];
+                }
             if (WIDE && !half) continue;
             UNROLL for (int v = 0; v < 2; v++) {
                 int k = WIDE ? g : 2 * g + half;
@@ -217,9 +237,17 @@ SET static void NAME(panels)(const PanelRows *w, PanelTokens x, float (*sum)[PAN
     NAME(multiply16)(w, x, RECORD(16), 0, sum);
 }
 
+/* Activations of 8 bits, but for BF16, and for INT8 where 16 bits do not hold its sums. */
+SET static void NAME(panels8)(const PanelRows *w, PanelTokens x, float (*sum)[PANEL_ROWS]) {
+    int kind = kind_of(w);
+    if (kind == 16 || (kind == 8 && SHORT_SUMS)) NAME(multiply16)(w, x, BOTH, RECORD(8), sum);
+    else NAME(multiply_panels)(8, w, x, BOTH, 0, sum);
+}
+
 #undef SET
 #undef NAME
 #undef LANES
+#undef SHORT_SUMS
 #undef BY_LANES
 #undef TILE_TOKENS
 #undef Ints

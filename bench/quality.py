@@ -33,7 +33,9 @@ KERNELS = [('activations of 16 bits, NEON (float32 where tokens are many)', F32,
            ('likewise, BF16 products where tokens are many', F32, 'neon-bf16')] if ARM else \
     [('activations of 16 bits, AVX2 (BF16 weights of 13 bits where tokens are many)', F32, 'avx2'),
      ('likewise, AVX2 with AVX-VNNI', F32, 'avx2-vnni'), ('likewise, AVX-512', F32, 'avx512'),
-     ('likewise, AMX', F32, 'amx'), ('`--activations 8`, AVX-512', (*F32, '--activations', '8'), 'avx512'),
+     ('likewise, AMX', F32, 'amx'), ('`--activations 8`, AVX2 (INT8 with 16)', (*F32, '--activations', '8'), 'avx2'),
+     ('`--activations 8`, AVX2 with AVX-VNNI', (*F32, '--activations', '8'), 'avx2-vnni'),
+     ('`--activations 8`, AVX-512', (*F32, '--activations', '8'), 'avx512'),
      ('`--activations 8`, AMX (one BF16)', (*F32, '--activations', '8'), 'amx')]
 WAYS = KERNELS if DEVICE == 'cpu' else [('float32 cache', F32, '')]
 if not ARM:  # what a rounded cache costs stands in x86's section

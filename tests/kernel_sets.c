@@ -522,6 +522,9 @@ static void panels_of(const PanelKernels *pk, int cols, int bits, int group, int
     float *w[PANEL_ROWS], sum[TOKENS][PANEL_ROWS], alone[1][PANEL_ROWS];
     PanelRows p = panel_of(cols, bits, group, kind, w);
     int limit = bits == 16 || pk->bits == 16 ? 32767 : 127;     /* BF16 meets 16 bits */
+#if defined(__x86_64__)
+    if (bits == 8 && pk == kernels_avx2.panels8) limit = 32767; /* and so does INT8 there */
+#endif
     PanelTokens x = {.x = pack_records(pk, cols, limit, kind), .size = (cols + BLOCK - 1) / BLOCK * pk->record, .token = order};
     for (x.n = 1; x.n <= TOKENS; x.n++) {
         pk->multiply(&p, x, sum);
@@ -535,10 +538,10 @@ static void panels_of(const PanelKernels *pk, int cols, int bits, int group, int
         }
     }
 #if defined(__x86_64__)
-    if (pk->bits == 16) {               /* the bits do not depend on the set, and AVX2 is always there */
+    if (pk->bits == 16 || bits != 8) {  /* the bits do not depend on the set, and AVX2 is always there */
         float narrow[TOKENS][PANEL_ROWS];
         x.n = TOKENS;
-        kernels_avx2.panels->multiply(&p, x, narrow);
+        (pk->bits == 16 ? kernels_avx2.panels : kernels_avx2.panels8)->multiply(&p, x, narrow);
         CHECK(!memcmp(narrow, sum, sizeof sum), "panels of %d are other ones with AVX2", cols);
     }
 #endif
