@@ -105,10 +105,11 @@ static char peek(CallReader *r) {
 
 /* ---- what the schema says ---- */
 
-/* Whether `type`, a value of the keyword type, is the type `name`.  An integer is a number. */
+/* Whether `type`, a value of the keyword type, is the type `name` or draft 3's "any".  An integer is a
+ * number. */
 static int names_type(const cJSON *type, const char *name) {
     if (!cJSON_IsString(type)) return 0;
-    if (!strcasecmp(type->valuestring, name)) return 1;
+    if (!strcasecmp(type->valuestring, name) || !strcasecmp(type->valuestring, "any")) return 1;
     return !strcmp(name, "number") && !strcasecmp(type->valuestring, "integer");
 }
 

@@ -103,7 +103,7 @@ ZOD_TIME = (r'^(?:(?:\d\d[2468][048]|\d\d[13579][26]|\d\d0[48]|[02468][048]00|[1
     ({'type': 'string', 'pattern': '^(?<year>\\d{4})-(?P<m>\\d\\d)$', 'enumNames': [], 'ui:widget': 'text'}, ['"2026-11"'], ['"2026"']),
     ({'type': 'string', 'format': 'uri', 'maxLength': 65536}, ['"https://e.com/%s"' % ('a' * 4000)], ['"e.com"']),
     ({'type': 'any', 'maximum': 5}, ['"x"', '5', 'null'], ['6']),
-    ({'type': 'string', 'format': 'base64'}, ['"YWI="', '""'], ['"YWI"']), ({'type': 'number'}, ['1.7976931348623157e308'], ['1e309', '1e-309']),
+    ({'type': 'number'}, ['1.7976931348623157e308'], ['1e309', '1e-309']),
     ({'type': 'string', 'format': 'ipvanyaddress'}, ['"10.0.0.1"', '"::1"'], ['"10.0.0"']),
     ({'type': 'string', 'format': 'iri'}, ['"https://exämple.de/ü?q=é#ö"'], ['"/ü"', '"a b:c"']),
     ({'type': 'string', 'format': 'iri-reference'}, ['"/ü"', '"#é"'], ['"a b"']),
