@@ -61,7 +61,7 @@ static void warn(Answer *a, const char *line) {
 
 /* Warns of a line of the content that begins with a call of one of the request's tools. */
 static void look_for_call(Answer *a, const char *text, size_t n) {
-    const size_t most = 256;            /* bytes of a line that are looked at: more than a name has */
+    const size_t most = 256;            /* bytes of a line: more than the name of a tool has */
     for (size_t i = 0; i < n && a->start.tools && !a->start.raw; i++) {
         if (text[i] == '\n') buf_drop(&a->line, a->line.len);
         else if (a->line.len < most) {
@@ -392,7 +392,8 @@ static void take_control_in_call(Answer *a, int id, Buf *content, Buf *thought) 
 static int take_control(Answer *a, int id, const char *name, size_t n, Buf *content, Buf *thought) {
     int in_content = a->part == ANSWER_CONTENT && a->shown;
     a->stray |= in_content && id == a->channel_end;
-    if (in_content && a->start.tools && (id == a->quote || id == a->call_end)) warn(a, LEFT_AS_TEXT);
+    if (in_content && a->start.tools && (id == a->quote || id == a->call_end))
+        warn(a, LEFT_AS_TEXT);
     if (a->part == ANSWER_CALL) {
         take_control_in_call(a, id, content, thought);
     } else if (id == a->channel || id == a->channel_end || id == a->call_begin) {
@@ -436,7 +437,8 @@ void answer_end(Answer *a, Buf *content, Buf *thought) {
     if (a->part == ANSWER_THOUGHT && a->newline) buf_puts(thought, "\n");
     if ((is_thought(a) || a->cut) && !a->shown)
         warn(a, "the thought did not end: there is no answer\n");
-    else if (a->n_thought && !a->shown) warn(a, "nothing follows the thought: there is no answer\n");
+    else if (a->n_thought && !a->shown)
+        warn(a, "nothing follows the thought: there is no answer\n");
     a->newline = 0;
 }
 

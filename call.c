@@ -105,8 +105,8 @@ static char peek(CallReader *r) {
 
 /* ---- what the schema says ---- */
 
-/* Whether `type`, a value of the keyword type, is the type `name` or draft 3's "any".  An integer is a
- * number. */
+/* Whether `type`, a value of the keyword type, is the type `name` or draft 3's "any".  An integer
+ * is a number. */
 static int names_type(const cJSON *type, const char *name) {
     if (!cJSON_IsString(type)) return 0;
     if (!strcasecmp(type->valuestring, name) || !strcasecmp(type->valuestring, "any")) return 1;
@@ -286,8 +286,8 @@ static int read_otherwise_quoted(CallReader *r, Buf *text) {
     return 0;
 }
 
-/* Whether a CALL_QUOTE at s ends a string that began with another quotation mark: a separator follows
- * it, and those behind it come in pairs. */
+/* Whether a CALL_QUOTE at s ends a string that began with another quotation mark: a separator
+ * follows it, and those behind it come in pairs. */
 static int is_wrong_end(const CallReader *r, const char *s) {
     int n = 0;
     for (const char *p = s + 1; p < r->end; p++) n += *p == CALL_QUOTE;
@@ -447,7 +447,8 @@ static int may_lack_a_comma(const char *s, size_t n) {
 }
 
 /* Returns the length of the literal that s[0..n) begins with, where the schema admits it and no
- * string, and where the name of another parameter follows it, the comma between them missing; or 0. */
+ * string, and where the name of another parameter follows it, the comma between them missing; or
+ * 0. */
 static size_t literal_before_key(const CallReader *r, const cJSON *schema, const cJSON *object,
                                  const char *s, size_t n) {
     const char *json, *key;
@@ -746,8 +747,8 @@ static int read_head(CallReader *r, const cJSON *tools, Buf *name) {
     return 0;
 }
 
-/* Moves r->p behind brackets at the end of the text that close nothing.  Behind words without quotes
- * they may be a part of these. */
+/* Moves r->p behind brackets at the end of the text that close nothing.  Behind words without
+ * quotes they may be a part of these. */
 static void skip_extra_closers(CallReader *r) {
     const char *p = r->p;
     while (p < r->end && (is_blank(*p) || is_one_of(*p, "}])"))) p++;
@@ -764,8 +765,8 @@ static int is_next_call(CallReader *r, const cJSON *tools) {
     return 1;
 }
 
-/* Reads the arguments.  In NAME({…}) the object between the round brackets is the arguments, and in
- * NAME{{…}} the inner one. */
+/* Reads the arguments.  In NAME({…}) the object between the round brackets is the arguments, and
+ * in NAME{{…}} the inner one. */
 static int read_arguments(CallReader *r, const cJSON *tools) {
     if (!r->depth) return 0;
     int in_round = r->close[0] == ')' && peek(r) == '{';

@@ -38,8 +38,8 @@ void call_put_id(Buf *out, int i, int n_prompt);
  * how: CALL_CLOSED when the model ended the call itself: only then are missing closing brackets
  *     added.  CALL_HELD when sampling was constrained by the tool's schema: then what looks like a
  *     literal is one.
- * used: becomes the length of the text up to a second call in it, whose opening token is missing, or
- *     n.
+ * used: becomes the length of the text up to a second call in it, whose opening token is missing,
+ *     or n.
  * Mends: round brackets, `=` for a colon, colons too many, quotes of other kinds, words without
  * quotes, True, False and None, a missing comma, missing brackets, brackets and a comma too many at
  * the end, a missing `call:`, a call in the form of JSON.  Adds one line to *mends for each kind of

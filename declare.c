@@ -19,8 +19,9 @@ static const cJSON *gemini_functions(const cJSON *o) {
     return list ? list : json_field(o, "function_declarations");
 }
 
-/* The tools in {"result": {"tools": […]}}, {"tools": […]} or […], where an item may also be Gemini's
- * {"functionDeclarations": […]}.  A list of references, which the caller frees; NULL: no list. */
+/* The tools in {"result": {"tools": […]}}, {"tools": […]} or […], where an item may also be
+ * Gemini's {"functionDeclarations": […]}.  A list of references, which the caller frees; NULL:
+ * there is no list. */
 static cJSON *list_of(const cJSON *tools) {
     const cJSON *item, *inner;
     if (cJSON_IsObject(tools) && json_field(tools, "result")) tools = json_field(tools, "result");
@@ -124,7 +125,8 @@ cJSON *tools_read(const cJSON *tools, Error *err) {
 static int is_known_field(const char *name, int in_function) {
     static const char *const both[] = {
         "name", "description", "parameters", "inputSchema", "input_schema", "parametersJsonSchema",
-        "parameters_json_schema", "strict", "title", "response", "returns", "annotations", "outputSchema", "output_schema", "examples",
+        "parameters_json_schema", "strict", "title", "response", "returns", "annotations",
+        "outputSchema", "output_schema", "examples",
         "input_examples", NULL,
     };
     static const char *const outside[] = {
@@ -268,8 +270,8 @@ static void expand_choice(cJSON *copy, const char *keyword) {
     if (nullable && !json_field(copy, "nullable")) cJSON_AddTrueToObject(copy, "nullable");
 }
 
-/* Adds what the schemas of allOf say to `copy`: properties and names that are required are joined, of
- * other fields the first counts. */
+/* Adds what the schemas of allOf say to `copy`: properties and names that are required are joined,
+ * of other fields the first counts. */
 static void join_all(cJSON *copy) {
     static const char *const joined[] = {"properties", "required"};
     const cJSON *item, *field;

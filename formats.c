@@ -10,7 +10,7 @@
 /* Limit of the states of a set of strings times the lengths that its bounds tell apart.  Chosen by
  * judgement for the memory: a TextSet (states.h) takes 5 bytes for each, 20 MB at the limit. */
 #define MAX_TABLE 4000000
-#define LEAST_MOST 1000                 /* a longer maxLength may be lowered to this for MAX_TABLE */
+#define LEAST_MOST 1000                 /* a maxLength may be lowered to this for MAX_TABLE */
 
 #define HEX "[0-9a-fA-F]"
 #define UUID(version) "^" HEX "{8}-" HEX "{4}-" version HEX "{3}-[89abAB]" HEX "{3}-" HEX "{12}$"

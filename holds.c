@@ -102,9 +102,9 @@ static int dependents_hold(Compiler *c, const cJSON *v, const cJSON *schema, int
     return 1;
 }
 
-/* Notes an error where `keyword` of the schema, unevaluatedProperties or unevaluatedItems, forbids what
- * the schema itself does not evaluate: whether others do is not known here.  Returns whether it does
- * not. */
+/* Notes an error where `keyword` of the schema, unevaluatedProperties or unevaluatedItems, forbids
+ * what the schema itself does not evaluate: whether others do is not known here.  Returns whether
+ * it does not. */
 static int is_decided(Compiler *c, const cJSON *schema, const char *keyword) {
     if (!cJSON_IsFalse(json_field(schema, keyword))) return 1;
     wrong(c, schema, keyword, "false is not supported for an enum or const of such values");

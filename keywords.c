@@ -132,7 +132,8 @@ static const char *misshapen(const cJSON *k) {
         {"minProperties", COUNT}, {"minimum", NUMBER}, {"multipleOf", NUMBER}, {"not", SCHEMA},
         {"nullable", YES_OR_NO}, {"oneOf", LIST}, {"pattern", TEXT}, {"patternProperties", OBJECT},
         {"prefixItems", LIST}, {"properties", OBJECT}, {"propertyNames", SCHEMA},
-        {"propertyOrdering", NAMES}, {"required", NAMES}, {"then", SCHEMA}, {"uniqueItems", YES_OR_NO},
+        {"propertyOrdering", NAMES}, {"required", NAMES}, {"then", SCHEMA},
+        {"uniqueItems", YES_OR_NO},
     };
     const Shape *s = bsearch(k->string, shapes, sizeof shapes / sizeof *shapes, sizeof *shapes,
         compare_shapes);
@@ -184,10 +185,10 @@ static const struct {
 };
 
 static int mask_of_name(const cJSON *name) {
-    if (cJSON_IsString(name) && !strcasecmp(name->valuestring, "any")) return T_ALL;    /* draft 3 */
+    if (!cJSON_IsString(name)) return 0;
+    if (!strcasecmp(name->valuestring, "any")) return T_ALL;            /* draft 3 */
     for (size_t i = 0; i < sizeof types / sizeof *types; i++)
-        if (cJSON_IsString(name) && !strcasecmp(name->valuestring, types[i].name))
-            return types[i].mask;
+        if (!strcasecmp(name->valuestring, types[i].name)) return types[i].mask;
     return 0;
 }
 
