@@ -8,7 +8,10 @@
  * The lists are the same throughout a step.  Loads that are decided behind a step go on during the
  * next step, by a thread and a stream of their own, through pinned memory.  They are awaited before
  * the step after that one, which is the first that sees these experts.  So what a step computes on
- * the GPU never depends on how long a copy takes. */
+ * the GPU never depends on how long a copy takes.
+ *
+ * A step of many tokens fetches all experts to the GPU (fetch.cu), where the popular ones are
+ * copied to the slots: a prompt prepares the slots for its answer. */
 #ifndef CACHED_CU
 #define CACHED_CU
 
@@ -32,6 +35,10 @@ typedef struct {
     cudaStream_t stream;                /* which copies from there */
     Weight loaded[SLOT_LOADS][3];       /* the experts of slots.load as they lie in their slots */
     Bringer thread;
+    int *seen;                          /* host, pinned [n_experts]: how often a step that fetches
+                                         * chose each expert of a layer, behind `counted` */
+    cudaEvent_t counted;
+    SlotLoad *learnt;                   /* host [n_slots] */
     int loading;                        /* the thread shall do slots.load, or does it; guarded by
                                          * thread.lock */
 } Cached;
@@ -112,9 +119,59 @@ static Weight without_slot(Weight w) {
     return w;
 }
 
+/* The expert l.out has no slot from the next kernel of `stream` on. */
+static void clear_entry(Cached *k, const SlotLoad &l, cudaStream_t stream) {
+    Weight w[3];
+    expert_of(&k->host[l.layer], l.out, w);
+    for (Weight &m : w) m = without_slot(m);
+    set_entry(k, l.layer, l.out, w, stream);
+}
+
+/* Copies the expert l.in to its slot.  fetched: its gate, up and down in the GPU's memory. */
+static void keep_expert(Cached *k, const SlotLoad &l, const Weight *fetched[3],
+                        cudaStream_t stream) {
+    Store slot = {};
+    Weight w[3];
+    auto copy = [&](const uint8_t *to, const uint8_t *from, size_t bytes) {
+        const cudaMemcpyKind kind = cudaMemcpyDeviceToDevice;
+        if (to) check(cudaMemcpyAsync((void *)to, from, bytes, kind, stream), "an expert's slot");
+    };
+    slot.memory.base = k->first[l.layer] + l.slot * k->bytes[l.layer];
+    expert_of(&k->host[l.layer], l.in, w);
+    for (int m = 0; m < 3; m++) {
+        upload_weight(&slot, &w[m]);
+        copy(w[m].data, fetched[m]->data, w[m].rows * (size_t)row_bytes(w[m]));
+        copy(w[m].block_scale, fetched[m]->block_scale, w[m].rows * (size_t)scale_pitch(w[m]));
+    }
+    free(slot.extent);
+    set_entry(k, l.layer, l.in, w, stream);
+}
+
+/* A step that fetches has sorted a layer's choices: count [n_experts] goes to the host. */
+static void cached_count(Cached *k, const int *count, cudaStream_t stream) {
+    const size_t bytes = k->slots.n_experts * sizeof *count;
+    check(cudaMemcpyAsync(k->seen, count, bytes, cudaMemcpyDeviceToHost, stream), "counts");
+    check(cudaEventRecord(k->counted, stream), "counts");
+}
+
+/* Behind cached_count, when all that multiplies with the experts of `layer` has been launched, for n
+ * tokens: the experts that are most popular get the slots.  list [gate, up, down][n_experts]: the
+ * layer's experts in the GPU's memory, fetched or in slots. */
+static void cached_learn(Cached *k, int layer, int n, const Weight *list, cudaStream_t stream) {
+    const int experts = k->slots.n_experts;
+    check(cudaEventSynchronize(k->counted), "counts");
+    const int loads = slots_learn(&k->slots, layer, k->seen, n, k->learnt);
+    for (int i = 0; i < loads; i++) {
+        const SlotLoad &l = k->learnt[i];
+        const Weight *fetched[] = {list + l.in, list + experts + l.in, list + 2 * experts + l.in};
+        keep_expert(k, l, fetched, stream);
+        clear_entry(k, l, stream);
+    }
+}
+
 /* A step begins on `stream`.  The experts that were loaded during the step before get their
- * entries, and new loads begin. */
-static void cached_begin(Cached *k, cudaStream_t stream) {
+ * entries, and new loads begin, unless the step fetches. */
+static void cached_begin(Cached *k, cudaStream_t stream, bool fetches) {
     Slots *s = &k->slots;
     if (!s->n_slots) return;
     pthread_mutex_lock(&k->thread.lock);
@@ -123,15 +180,10 @@ static void cached_begin(Cached *k, cudaStream_t stream) {
     for (int i = 0; i < s->n_loads; i++)
         set_entry(k, s->load[i].layer, s->load[i].in, k->loaded[i], stream);
     slots_arrive(s);
+    if (fetches) return;
     slots_turn(s);
     if (!s->n_loads) return;
-    for (int i = 0; i < s->n_loads; i++) {
-        const SlotLoad *l = &s->load[i];
-        Weight w[3];
-        expert_of(&k->host[l->layer], l->out, w);
-        for (Weight &m : w) m = without_slot(m);
-        set_entry(k, l->layer, l->out, w, stream);
-    }
+    for (int i = 0; i < s->n_loads; i++) clear_entry(k, s->load[i], stream);
     /* The step before has multiplied with what the slots hold until now. */
     check(cudaStreamSynchronize(stream), "the experts' slots");
     pthread_mutex_lock(&k->thread.lock);
@@ -150,6 +202,7 @@ static void cached_plan(Cached *k, const Layer *host, Layer *layer, int n_layers
     k->list = (Weight *)xcalloc((size_t)3 * n_layers * n_experts, sizeof *k->list);
     k->first = (uint8_t **)xcalloc(n_layers, sizeof *k->first);
     k->bytes = (size_t *)xcalloc(n_layers, sizeof *k->bytes);
+    k->learnt = (SlotLoad *)xcalloc(n_slots, sizeof *k->learnt);
 }
 
 /* Takes the buffer and starts the thread; k must not move.  Returns 0, or -1 with err. */
@@ -158,6 +211,8 @@ static int cached_start(Cached *k, Error *err) {
     for (int i = 0; i < k->slots.n_layers; i++) most = k->bytes[i] > most ? k->bytes[i] : most;
     cudaError_t e = cudaStreamCreate(&k->stream);
     if (e == cudaSuccess) e = cudaMallocHost((void **)&k->buffer, most);
+    if (e == cudaSuccess) e = cudaMallocHost((void **)&k->seen, k->slots.n_experts * sizeof(int));
+    if (e == cudaSuccess) e = cudaEventCreateWithFlags(&k->counted, cudaEventDisableTiming);
     if (e != cudaSuccess) return fail(err, "GPU: %s", cudaGetErrorString(e));
     return bringer_start(&k->thread, load_slots, k, err);
 }
@@ -166,10 +221,13 @@ static void cached_close(Cached *k) {
     bringer_close(&k->thread);
     if (k->stream) cudaStreamDestroy(k->stream);
     if (k->buffer) cudaFreeHost(k->buffer);
+    if (k->seen) cudaFreeHost(k->seen);
+    if (k->counted) cudaEventDestroy(k->counted);
     slots_close(&k->slots);
     free(k->list);
     free(k->first);
     free(k->bytes);
+    free(k->learnt);
 }
 
 /* ---- kernels ---- */

@@ -270,7 +270,7 @@ static void cuda_recorded(Device *d) {
 static int cuda_replay(Device *d, const int *ids, int n, int64_t pos) {
     const Recorded *r = &d->recorded[n];
     if (!r->graph) return 0;
-    cached_begin(&d->cached, d->stream);
+    cached_begin(&d->cached, d->stream, false);
     if (ids) set_step(d, ids, n, pos);
     d->n = n;
     d->at = r->at;
@@ -305,7 +305,7 @@ static void send_step(Device *d, const int *ids, int n, int64_t pos) {
 
 static void cuda_embed(Device *d, const int *ids, int n, int64_t pos) {
     begin_step(d, n);
-    if (!d->recording) cached_begin(&d->cached, d->stream);
+    if (!d->recording) cached_begin(&d->cached, d->stream, fetches(d));
     if (fetches(d)) begin_fetching(d);
     send_step(d, ids, n, pos);
     GPU_LAUNCH(embed_kernel, dim3(n), dim3(THREADS), 0, d->stream, d->embed, d->ids, d->x[0],
@@ -488,6 +488,7 @@ static void cuda_route(Device *d, const Layer *host) {
                d->expert_weight);
     launched("route");
     if (!on_cpu(d, host)) sort_by_expert(d, host, d->expert);
+    if (learns(d, host)) cached_count(&d->cached, d->count, d->stream);
 }
 
 /* The experts of one token, and the dense MLP's down.  slots: only the experts that have one. */
@@ -659,6 +660,10 @@ static void cuda_experts(Device *d, const Layer *host) {
     if (is_one(d)) one_experts(d, l, formats, 0);
     else if (is_few(d)) few_experts(d, l, few_mlp(d, l, formats));
     else many_experts(d, host, formats);
+    if (learns(d, host)) {
+        const Weight *list = d->experts + (size_t)3 * layer * d->c->n_experts;
+        cached_learn(&d->cached, layer, d->n, list, d->stream);
+    }
     if (is_offloaded(d, host)) fetch_leave(&d->fetch, layer, d->stream);
 }
 

@@ -187,6 +187,11 @@ static bool has_slots(const Device *d, const Layer *l) {
     return on_cpu(d, l) && d->cached.slots.n_slots;
 }
 
+/* Whether l has slots for which this step says which experts are popular. */
+static bool learns(const Device *d, const Layer *l) {
+    return is_offloaded(d, l) && fetches(d) && d->cached.slots.n_slots;
+}
+
 /* The same layer with pointers that the GPU understands.  If it has slots, its lists of experts are
  * those of the slots. */
 static const Layer *on_gpu(const Device *d, const Layer *l) {

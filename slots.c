@@ -1,6 +1,7 @@
 /* slots.c - which experts have a slot in a GPU's memory.  See slots.h. */
 #include "slots.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 #include "util.h"
@@ -75,6 +76,24 @@ static float best_load(const Slots *s, int layer, SlotLoad *load) {
     if (in < 0) return 0;
     *load = (SlotLoad){layer, last, in, held[last]};
     return count[in] - count[held[last]];
+}
+
+int slots_learn(Slots *s, int layer, const int *seen, int n, SlotLoad *load) {
+    int *slot = s->slot + (int64_t)layer * s->n_experts;
+    int *held = s->held + (int64_t)layer * s->n_slots;
+    float *count = s->count + (int64_t)layer * s->n_experts;
+    /* What is left of a count behind n tokens, and the sum of what is left of n uses in a row. */
+    const float left = powf(1 - AGEING, (float)n), sum = (1 - left) / AGEING;
+    int loads = 0;
+    for (int e = 0; e < s->n_experts; e++)
+        count[e] = count[e] * left + sum * (float)seen[e] / (float)n;
+    while (loads < s->n_slots && best_load(s, layer, &load[loads]) > LEAST_GAIN) {
+        const SlotLoad l = load[loads++];
+        slot[l.out] = -1;
+        slot[l.in] = l.slot;
+        held[l.slot] = l.in;
+    }
+    return loads;
 }
 
 void slots_turn(Slots *s) {

@@ -39,6 +39,12 @@ void slots_close(Slots *s);
  * in the array: they are left to the GPU. */
 void slots_use(Slots *s, int layer, int *expert, int n, int top_k);
 
+/* n tokens chose expert e of `layer` seen[e] times, in a step in which all experts are on the GPU:
+ * counts them as if they had been spread evenly over the tokens.  Then slots change hands as in
+ * slots_turn, as many as it pays to: the loads go to load [n_slots], and their number is returned.
+ * They count as done.  No other load is under way. */
+int slots_learn(Slots *s, int layer, const int *seen, int n, SlotLoad *load);
+
 /* The loads that are under way have ended: from now on the experts have their slots. */
 void slots_arrive(Slots *s);
 

@@ -71,9 +71,22 @@ class Cache:
         return (gain, into, out) if gain > (MARGIN if self.count else 0) else None
 
 
-def simulate(routes, policy, slots, loads, experts=EXPERTS):
+def after_prompt(routes, prompt, slots, how):
+    """Caches behind a prompt of so many tokens, in which the GPU has all experts.  how: 'none', they know nothing of it; 'counted', they
+    have its counts; 'filled', the most popular experts are in the slots, too."""
+    caches = [Cache('count', slots, EXPERTS) for _ in routes[0]]
+    for step in routes[:prompt] if how != 'none' else ():
+        for cache, chosen in zip(caches, step):
+            cache.use(chosen, 0)
+    if how == 'filled':
+        for cache in caches:
+            cache.held = set(sorted(range(EXPERTS), key=lambda e: -cache.key[e])[:slots])
+    return caches
+
+
+def simulate(routes, policy, slots, loads, experts=EXPERTS, caches=None):
     """The share of choices that hit, and loads a step; loads: at most so many a step in these layers, perhaps a fraction."""
-    caches = [Cache(policy, slots, experts) for _ in routes[0]]
+    caches = caches or [Cache(policy, slots, experts) for _ in routes[0]]
     hits = n_loads = chosen = 0
     allowed, under_way = 0.0, []
     for now, step in enumerate(routes):
@@ -201,6 +214,21 @@ def chunk_table():
     print_table(['', ''] + ['chunks of %d: %s' % (n, what) for n in (2048, 4096) for what in ('slots', 'decode', 'prompt')], rows)
 
 
+def prompt_table():
+    """Hits of an answer behind a prompt of 512 tokens with the same popular experts, by what the slots learn from the prompt."""
+    rows = []
+    for skew, kept in CASES:
+        routes = drawn(skew, kept, tokens=1024)
+        row = [case_name(skew, kept)]
+        for slots in 10, 52, 94:
+            for answer in 128, 512:
+                row.append(', '.join('%.0f' % (100 * simulate(routes[512:512 + answer], 'count', slots, LOADS * SIMULATED / LAYERS,
+                                                              caches=after_prompt(routes, 512, slots, how))[0])
+                                     for how in ('none', 'counted', 'filled')))
+        rows.append(row)
+    print_table(['hits in per cent'] + ['%d slots, %d tokens' % (slots, answer) for slots in (10, 52, 94) for answer in (128, 512)], rows)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--routes')
@@ -209,6 +237,7 @@ def main():
         hit_tables()
         gain_tables()
         chunk_table()
+        prompt_table()
         return
     routes = read_routes(given.routes)
     experts = 1 + max(e for step in routes for chosen in step for e in chosen)

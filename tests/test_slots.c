@@ -148,6 +148,30 @@ static void follows_use(void **unused) {
     slots_close(&s);
 }
 
+/* What a step that fetches has seen fills all slots at once, in its layer alone; what it has not seen loses all. */
+static void learns(void **unused) {
+    (void)unused;
+    Slots s;
+    SlotLoad load[4];
+    int seen[EXPERTS] = {[12] = 500, [3] = 400, [5] = 90, [7] = 10};
+    slots_open(&s, 2, EXPERTS, 4);
+    for (int i = 0; i < 100; i++) step_of(&s, 1, (int[]){0}, 1);
+    assert_int_equal(slots_learn(&s, 1, seen, 1000, load), 2);          /* 7 is not worth a load, 3 has a slot */
+    check_tables(&s);
+    for (int i = 0; i < 2; i++) assert_int_equal(load[i].in, i ? 5 : 12);
+    for (int e = 0; e < EXPERTS; e++) {
+        assert_int_equal(slot_of(&s, 0, e) >= 0, e < 4);
+        if (seen[e] > 50) assert_true(slot_of(&s, 1, e) >= 0);
+    }
+    assert_int_equal(slots_learn(&s, 1, seen, 1000, load), 0);
+    memset(seen, 0, sizeof seen);
+    for (int e = 6; e < 10; e++) seen[e] = 250;
+    assert_int_equal(slots_learn(&s, 1, seen, 1000, load), 4);
+    check_tables(&s);
+    for (int e = 0; e < EXPERTS; e++) assert_int_equal(slot_of(&s, 1, e) >= 0, e >= 6 && e < 10);
+    slots_close(&s);
+}
+
 /* Without slots there is nothing to do, and nothing is taken. */
 static void no_slots(void **unused) {
     (void)unused;
@@ -159,6 +183,6 @@ static void no_slots(void **unused) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(random_steps), cmocka_unit_test(what_pays), cmocka_unit_test(follows_use),
-                                       cmocka_unit_test(no_slots)};
+                                       cmocka_unit_test(learns), cmocka_unit_test(no_slots)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
