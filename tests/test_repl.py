@@ -486,6 +486,16 @@ def test_list_of_lines(chat, puppet):
     assert c.say('/history x').startswith('gemma4: /history x: not a whole number')
 
 
+def test_load_at_the_start(chat, puppet, tmp_path):
+    """--load without a question: the chat goes on with the file."""
+    c = chat(puppet)
+    c.say('hello')
+    c.say('/save %s' % (tmp_path / 'talk'))
+    c = chat(puppet, '--load', tmp_path / 'talk')
+    c.say('and?')
+    assert [m['content'] for m in c.messages()] == ['hello', ANSWER, 'and?', ANSWER]
+
+
 def test_save_and_load(chat, puppet, odd, tmp_path):
     """In a fresh process; what was loaded is what the model sees."""
     file = tmp_path / 'saved conversation.json'
