@@ -706,7 +706,7 @@ def test_damaged_jpeg(chat, tmp_path):
 def test_truncated_qoi(false_ffmpeg, tmp_path):
     """ffmpeg says nothing about it."""
     (tmp_path / 'a').write_bytes(b'qoif' + struct.pack('>IIBB', W, H, 4, 0) + bytes(40))
-    done = run(*EXACT, '-n', 1, '-i', tmp_path / 'a', 'What?', env=false_ffmpeg(gives_rgba(tmp_path)))
+    done = run(*EXACT, '-n', 1, '--ignore-eos', '-i', tmp_path / 'a', 'What?', env=false_ffmpeg(gives_rgba(tmp_path)))
     assert done.returncode == 0 and b'damaged' in done.stderr
 
 
@@ -732,7 +732,7 @@ def test_other_kinds_of_pnm(tmp_path):
     assert is_seen_as(b'P4\n48 48\n' + packed, b'P5\n48 48\n1\n' + bytes(not bit for bit in bits), tmp_path)
     assert is_seen_as(b'P1\n48 48\n' + ' '.join(str(int(bit)) for bit in bits).encode() + b'\n', b'P4\n48 48\n' + packed, tmp_path)
     (tmp_path / 'a.pam').write_bytes(b'P7\nWIDTH 1\nHEIGHT 1\nDEPTH 3\nMAXVAL 255\nTUPLTYPE RGB\nENDHDR\n123')
-    done = run(*EXACT, '-n', 1, '-i', tmp_path / 'a.pam', 'What?')
+    done = run(*EXACT, '-n', 1, '--ignore-eos', '-i', tmp_path / 'a.pam', 'What?')
     assert done.returncode == 0 or 'a PAM: this ffmpeg does not read it' in done.stderr.decode()
 
 

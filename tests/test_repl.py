@@ -416,7 +416,7 @@ def test_set_changes(chat, puppet, line, name, value):
     ('temperature 1 2', 'temperature 1 2: not a number from 0 to 100'), ('top-p 1.1', 'top-p 1.1: not a number from 0 to 1'),
     ('top-k 1.5', 'top-k 1.5: not a whole number from 0 to 16777216'), ('min_p 2', 'min-p 2: not a number from 0 to 1'),
     ('repeat-penalty 0', 'repeat-penalty 0: not a number from 0.01 to 100'), ('seed x', 'seed x: not a whole number'),
-    ('max-tokens -2', 'max-tokens -2: not a whole number from 0 to 1073741824'), ('thoughts maybe', 'thoughts maybe: not on, off or folded'),
+    ('max-tokens -2', 'max-tokens -2: not a whole number from -1 to 1073741824'), ('thoughts maybe', 'thoughts maybe: not on, off or folded'),
     ('think-tokens 1x', 'think-tokens 1x: not a whole number from 0 to 1073741824'), ('wizard 1', '/set wizard: no such setting; /set lists them'),
 ])
 def test_set_of_what_cannot_be(chat, puppet, line, message):
