@@ -598,14 +598,18 @@ static int put_tools(Writer *w, const cJSON *tools) {
 
 /* Writes the arguments of a call in the history: a JSON object, or a string that contains one.
  * Null and an empty string become {}.  Anything else (arguments that were cut off, or no object) is
- * written as it came. */
-static void put_arguments(Writer *w, const cJSON *arguments) {
+ * written as it came, with a warning.  j: the number of the call in its message. */
+static void put_arguments(Writer *w, const cJSON *arguments, int j) {
     const char *text = cJSON_GetStringValue(arguments);
     cJSON *parsed = text ? json_value(text, strlen(text), NULL) : NULL;
     const cJSON *value = text ? parsed : arguments;
     if (cJSON_IsObject(value)) put_members(w, value, 0);
     else if (text && !cJSON_IsNull(parsed)) put_string(w, text);
     else if (value && !cJSON_IsNull(value)) put_value(w, value, 0);
+    int is_none = text ? !*text || cJSON_IsNull(parsed) : !value || cJSON_IsNull(value);
+    if (!is_none && !cJSON_IsObject(value))
+        buf_printf(&w->out->warnings, "messages[%d].tool_calls[%d].function.arguments: no JSON "
+                   "object: the model reads them as they are\n", w->i, j);
     cJSON_Delete(parsed);
 }
 
@@ -623,7 +627,7 @@ static int put_calls(Writer *w, const cJSON *calls) {
         put_string(w, "call:");
         put_string(w, name);
         put_string(w, "{");
-        put_arguments(w, json_field(function, "arguments"));
+        put_arguments(w, json_field(function, "arguments"), j);
         put_string(w, "}");
         w->bad |= put_control(w, "<tool_call|>");
         w->last = CALL;

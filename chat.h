@@ -50,7 +50,8 @@ typedef struct {
     Buf text;                           /* the prompt as text, with the names of control tokens */
     PictureSpan *span;                  /* [n_spans] the pictures among the ids */
     int n_spans;
-    Buf warnings;                       /* a line for each flaw of a file, from media_load */
+    Buf warnings;                       /* a line for each flaw of a file, from media_load,
+                                         * and for arguments of calls that are no object */
 } Prompt;
 void prompt_free(Prompt *p);
 

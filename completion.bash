@@ -1,7 +1,7 @@
 # bash completion for gemma4.
 _gemma4() {
     local word=$2 before=$3
-    local options="--model --prompt --system --max-tokens --context --temp --top-k --top-p --min-p --repeat-penalty --seed --kv --exact --activations --fp4-activations
+    local options="--model --prompt --system --max-tokens --context --temp --temperature --top-k --top-p --min-p --repeat-penalty --seed --kv --exact --activations --fp4-activations
         --threads --chunk --device --gpu-memory --cpu-experts --expert-slots --think --think-tokens --tools --run-tools --yes --json-schema --jsonl --stream --raw --ids --print-ids
         --ignore-eos --stats --quiet --cache --load --save --context-overflow --no-markdown --raw-output --help --version --plain --decode --top --logits --request --json
         --draft --draft-tokens --draft-log --lora --text --summary --reference --scenario --plot --file --image --image-tokens --video --video-frames --open-thought"
@@ -12,9 +12,9 @@ _gemma4() {
     --device) COMPREPLY=($(compgen -W "auto cpu cuda plain" -- "$word")) ;;
     --context-overflow) COMPREPLY=($(compgen -W "stop slide" -- "$word")) ;;
     --scenario) COMPREPLY=($(compgen -W "all chat rag long context multiturn reasoning" -- "$word")) ;;
-    -m|--model|--draft) COMPREPLY=($(compgen -d -- "$word") $(compgen -f -X '!*.safetensors' -- "$word")) ;;
-    --run-tools|--lora) COMPREPLY=($(compgen -d -- "$word")) ;;
-    -f|--file|-i|--image|--video|--cache|--load|--save|--draft-log|--text|--reference|--plot|--tools|--json-schema|--ids|--logits|--request) COMPREPLY=($(compgen -f -- "$word")) ;;
+    -m|--model|--draft) mapfile -t COMPREPLY < <(compgen -d -- "$word"; compgen -f -X '!*.safetensors' -- "$word") ;;
+    --run-tools|--lora) mapfile -t COMPREPLY < <(compgen -d -- "$word") ;;
+    -f|--file|-i|--image|--video|--cache|--load|--save|--draft-log|--text|--reference|--plot|--tools|--json-schema|--ids|--logits|--request) mapfile -t COMPREPLY < <(compgen -f -- "$word") ;;
     *)
         if [[ $word == -* ]]; then COMPREPLY=($(compgen -W "$options" -- "$word"))
         elif ((COMP_CWORD == 1)); then COMPREPLY=($(compgen -W "tokenize render parse check score bench info" -- "$word"))

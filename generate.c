@@ -138,6 +138,7 @@ typedef struct {
     StopFilter stop;
     Buf content, thought;               /* whole, and not handed on yet */
     int stopped;                        /* 1: a stop string was found */
+    int lost_call;                      /* 1: warn_of_lost_call has warned */
     double start;                       /* seconds, before the prompt */
 } Run;
 
@@ -181,13 +182,30 @@ static int tokens_left(const Run *r) {
     return g->max_tokens >= 0 && more < left ? more : left;
 }
 
+/* Warns, once an answer, where the most likely token begins a call that the limits have no room
+ * for: what comes in its place may be an answer that the model has made up. */
+static void warn_of_lost_call(Run *r) {
+    Session *session = r->e->session;
+    int id;
+    float logit;
+    if (!r->guide.no_room || r->lost_call) return;
+    if (session_top(session, 1, &id, &logit) < 1)
+        top_logits(session_logits(session), r->n_ids, 1, &id);
+    r->lost_call = id == r->stream.call_begin;
+    if (r->lost_call)
+        buf_puts(&r->stream.warnings, "the model would have called a tool here: the limit of the "
+                 "answer has no room for a call\n");
+}
+
 /* Chooses the next token.  Returns its id, or -1 with err. */
 static int choose(Run *r, Error *err) {
     Generation *g = r->g;
     int left = tokens_left(r), id = guide_forced(&r->guide, left);
-    if (id < 0)
+    if (id < 0) {
         id = next_id(g, r->e, r->sampler, guide_allowed(&r->guide, left), r->n_ids, err);
-    if (id < 0) return -1;
+        if (id < 0) return -1;
+        warn_of_lost_call(r);
+    }
     /* The prompt counts until here, because the head is computed when somebody asks for logits. */
     if (!g->answer.n) g->prefill_seconds = seconds() - r->start;
     ids_add(&g->answer, id);

@@ -29,6 +29,7 @@ typedef struct {
     int think_tokens;                   /* a thought is closed after so many, -1: never */
     const char *system;                 /* NULL: none */
     cJSON *tools;                       /* NULL: none */
+    int tools_of_file;                  /* 1: they came with the conversation of transcript_load */
     cJSON *json_schema;                 /* of every answer, NULL: none */
     const char *tool_dir;               /* executables that calls run; NULL: calls are shown */
     int run_unasked;                    /* 1: calls are run without asking */

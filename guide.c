@@ -93,7 +93,8 @@ static const uint64_t *allowed_by_schema(Guide *guide, int left) {
 static const uint64_t *allowed_by_calls(Guide *guide, int left) {
     Schema *calls = guide->g->call_schema;
     if (guide->call_state >= 0) return schema_mask(calls, guide->call_state, left, &guide->forced);
-    if (left >= schema_distance(calls, schema_begin(calls))) return NULL;
+    guide->no_room = left < schema_distance(calls, schema_begin(calls));
+    if (!guide->no_room) return NULL;
     uint64_t *own = own_mask(guide, NULL);
     forbid(own, guide->stream->call_begin);
     return own;
@@ -129,6 +130,7 @@ static const uint64_t *without_suppressed(Guide *guide, const uint64_t *mask) {
 const uint64_t *guide_allowed(Guide *guide, int left) {
     const Generation *g = guide->g;
     const uint64_t *mask = NULL;
+    guide->no_room = 0;
     if (g->schema && is_thought(guide))
         mask = guide->in_thought ? guide->in_thought : (guide->in_thought = thought_mask(guide));
     else if (g->schema) mask = allowed_by_schema(guide, left);

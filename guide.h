@@ -16,6 +16,7 @@ typedef struct {
     int n_thought;                      /* tokens of the thought so far, its header aside */
     int had_thought;                    /* 1: a thought has begun: no second one before a schema */
     int forced;                         /* 1: the limit took tokens away */
+    int no_room;                        /* 1: no call may begin now: the limit cannot hold it */
     int words;                          /* of a mask: a bit for each token of the vocabulary */
     uint64_t *mask;                     /* [words] scratch; NULL: not made yet */
     uint64_t *in_thought;               /* [words] allowed in a thought before a schema, or NULL */

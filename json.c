@@ -296,6 +296,12 @@ static cJSON *parse_value(const char *text, size_t n, Error *err) {
     return NULL;
 }
 
+int json_has_lone_surrogate(const char *text, size_t n) {
+    char *mended = without_lone_surrogates(text, n);
+    free(mended);
+    return mended != NULL;
+}
+
 cJSON *json_value(const char *text, size_t n, Error *err) {
     char *mended = without_lone_surrogates(text, n);
     cJSON *v = parse_value(mended ? mended : text, n, err);

@@ -72,6 +72,9 @@ int str_is(Str s, const char *text);
  * counted from 0, at which the text stops being the beginning of any JSON, or the end. */
 cJSON *json_value(const char *text, size_t n, Error *err);
 
+/* Whether a text of JSON has a lone surrogate, which json_value replaces. */
+int json_has_lone_surrogate(const char *text, size_t n);
+
 /* json_value of a text whose value must be an object. */
 cJSON *json_object(const char *text, size_t n, Error *err);
 

@@ -231,6 +231,8 @@ static int read_schema(const Options *o, Engine *e, Error *err) {
  * generated. */
 static int read_declarations(const Options *o, Engine *e, Error *err) {
     if (o->tools && read_tools(o, e, err)) return -1;
+    if (o->tools && o->json_schema && !o->command && !o->jsonl)
+        remark("gemma4: warning: the tools had no effect: beside a schema nothing is called\n");
     return o->json_schema ? read_schema(o, e, err) : 0;
 }
 
@@ -274,6 +276,14 @@ static void warn_of_activations(const Options *o, const Ops *ops) {
     if (why) remark("gemma4: --activations %d: %s\n", o->activations, why);
 }
 
+/* Warns where options that divide a model between the GPU and the CPU have no effect. */
+static void warn_of_gpu_options(const Options *o) {
+    if (o->gpu_memory > 0 || o->cpu_experts != CPU_EXPERTS_AUTO ||
+        o->expert_slots != EXPERT_SLOTS_AUTO)
+        remark("gemma4: warning: on the CPU --gpu-memory, --cpu-experts and --expert-slots have no "
+               "effect\n");
+}
+
 /* Opens a session on the device that is named.  For `auto` that is the GPU, if there is one that
  * has room for the session, and else the CPU. */
 static int open_session(const Options *o, Engine *e, Error *err) {
@@ -297,6 +307,7 @@ static int open_session(const Options *o, Engine *e, Error *err) {
     }
     s.ops = host_ops(o) ? host_ops(o) : &cpu_ops;
     warn_of_activations(o, s.ops);
+    warn_of_gpu_options(o);
     warn_of_memory(e->model);
     return (e->session = session_new(e->model, &s, err)) ? 0 : -1;
 }
@@ -871,7 +882,6 @@ static cJSON *earlier_turns(const Options *o, Engine *e, Error *err) {
 /* Adds a message with the images and videos of -i and --video, and behind them the text. */
 static void add_question(const Options *o, cJSON *messages, const char *text) {
     cJSON *m = chat_message("user", NULL);
-    if (o->save) media_absolute(o->media);
     media_content(m, o->media, text);
     cJSON_AddItemToArray(messages, m);
 }
@@ -936,6 +946,9 @@ static void finish_answer(const Options *o, const Engine *e, const OneShot *show
     if (g->full)
         remark("gemma4: warning: the answer was cut: the context of %lld tokens (-c) is full\n",
                context);
+    else if (g->finish == FINISH_LENGTH && g->max_tokens > 0 && !g->raw && !o->ignore_eos &&
+             !o->print_ids)
+        remark("gemma4: warning: the answer was cut: -n %d\n", g->max_tokens);
     if (!o->print_ids) warn_of_answer(g);
 }
 
@@ -950,6 +963,7 @@ static int run_one_shot(const Options *o, Engine *e, const Question *question, E
     if (is_styled) show.markdown.columns = terminal_columns();
     cJSON *messages = NULL;
     int bad;
+    outlives_reader = o->save != NULL;  /* the file gets the whole answer */
     if (g.raw) bad = answer_raw(o, e, &question->text, &g, err);
     else bad = answer_question(o, e, question, &messages, &g, err);
     end_thought(&show);
@@ -1027,16 +1041,29 @@ static int is_chat(const Options *o) {
     return !asks && isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
 }
 
+/* Loads the files of -i and --video of a question: before the model, so that what is wrong with
+ * one is said at once.  Returns 0, or -1 with err. */
+static int check_media(const Options *o, MediaStore *media, Error *err) {
+    const cJSON *part;
+    if (o->save) media_absolute(o->media);
+    cJSON_ArrayForEach(part, o->media) {
+        const cJSON *video = json_field(part, "video_url"), *image = json_field(part, "image_url");
+        const char *url = cJSON_GetStringValue(json_field(video ? video : image, "url"));
+        if (media_check(media, url, video != NULL, err)) return -1;
+    }
+    return 0;
+}
+
 /* Runs what needs the engine.  question: that of the one shot, or the text that goes with the first
  * question of a chat.  Returns as `run` does. */
 static int run_with_engine(const Options *o, const char *dir, const Question *question,
                            Error *err) {
     MediaStore media = {.image_tokens = o->image_tokens, .video_frames = o->video_frames};
     Engine e = {0};
-    int bad = open_engine(o, dir, &e, err);
+    int bad = (!is_chat(o) && check_media(o, &media, err)) || open_engine(o, dir, &e, err);
     e.media = &media;
     if (bad) bad = -1;
-    else if (is_chat(o)) bad = run_repl(&e, o->media, question->text.data, err);
+    else if (is_chat(o)) bad = run_repl(&e, o->load, o->media, question->text.data, err);
     else if (o->jsonl) bad = run_jsonl(&e, stdin);
     else if (is_command(o, "bench")) {
         BenchOptions how = {"all", o->json, o->plot_file, o->max_tokens};
@@ -1060,13 +1087,17 @@ static int run(Options *o, const char *dir, Error *err) {
     Question question = {0};
     int status = 1, chats = is_chat(o);
     if ((o->media_takes_stdin = media_stdin(o->media, err)) < 0) return -1;
-    if (chats && (o->cache || o->load || o->save))
-        return usage("--cache, --load and --save belong to a question; "
-                     "the chat has /load and /save");
+    if (chats && (o->cache || o->save))
+        return usage("--cache and --save belong to a question; the chat has /save");
+    if (chats && (o->ignore_eos || o->print_ids))
+        return usage("--ignore-eos and --print-ids belong to a question");
+    if (o->save && transcript_check(o->save, err)) return -1;
     if (chats) status = add_files(o, &question.text, err) ? -1 : 1;
     else if (!o->command && !o->jsonl) status = collect_question(o, &question, err);
     if (status > 0) status = run_with_engine(o, dir, &question, err);
-    else if (!status && !o->prompt && isatty(STDIN_FILENO)) status = usage("nothing to ask: give a text with -p");
+    else if (!status && !o->prompt && isatty(STDIN_FILENO))
+        status = usage("nothing to ask: give a text with -p (the chat needs stdin and stdout to be "
+                       "a terminal)");
     else if (!status) status = usage("nothing to ask: %s", o->prompt ? "-p is empty" : "stdin is empty");
     buf_free(&question.text);
     return status;
@@ -1100,6 +1131,7 @@ int main(int argc, char **argv) {
             note("gemma4: %s\n", err.text);
             status = 1;
         }
+        if (!status && reader_is_gone) status = READER_GONE;
     } else if (status < 0) status = 0;
     buf_free(&dir);
     options_free(&o);

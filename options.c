@@ -10,10 +10,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "bench.h"
 #include "directory.h"
+#include "json.h"
 #include "kernels.h"
 #include "media.h"
 
@@ -274,10 +276,11 @@ static const OptionRow rows[] = {
     {"image-tokens", 0, TAKES, 0, 0, 0, take_image_tokens},
     {"video", 0, TAKES, 0, 0, 0, take_video},
     {"video-frames", 0, WHOLE, AT(video_frames), 1, 100000, NULL},
-    {"max-tokens", 'n', WHOLE, AT(max_tokens), 0, 1 << 30, NULL},
+    {"max-tokens", 'n', WHOLE, AT(max_tokens), -1, 1 << 30, NULL},
     {"context", 'c', WHOLE, AT(context), 1, 1 << 30, NULL},
     {"context-overflow", 0, TAKES, 0, 0, 0, take_context_overflow},
     {"temp", 0, REAL, AT(sampling.temperature), 0, 100, NULL},
+    {"temperature", 0, REAL, AT(sampling.temperature), 0, 100, NULL},
     {"top-k", 0, WHOLE, AT(sampling.top_k), 0, 1 << 24, NULL},
     {"top-p", 0, REAL, AT(sampling.top_p), 0, 1, NULL},
     {"min-p", 0, REAL, AT(sampling.min_p), 0, 1, NULL},
@@ -414,6 +417,14 @@ static int refuse(char **argv) {
     return usage("unknown option %s", argv[optind - 1]);
 }
 
+/* Beside -i, -f or --video a word of the question that is a file was meant for the option, as with
+ * `-i *.png`: the shell gives it the first of the files alone.  Returns 0, or the exit status. */
+static int refuse_file(const char *word) {
+    struct stat info;
+    if (stat(word, &info) || !S_ISREG(info.st_mode)) return 0;
+    return usage("%s is a file: each file needs a -i, -f or --video of its own (as text: -p)", word);
+}
+
 int parse_options(int argc, char **argv, Options *o) {
     struct option long_options[N_ROWS + 1];
     int c, status = 0;
@@ -438,6 +449,7 @@ int parse_options(int argc, char **argv, Options *o) {
     if (is_behind) take_command(o, argv[optind]);
     if (is_behind && o->command) optind++;
     for (; !status && optind < argc; optind++) {
+        if (o->media || o->n_files) status = refuse_file(argv[optind]);
         if (o->question.len) buf_puts(&o->question, " ");
         buf_puts(&o->question, argv[optind]);
     }
@@ -453,14 +465,28 @@ void options_free(Options *o) {
 
 /* ---- what belongs together ---- */
 
+/* Refuses `gemma4 help`, which is no question; -p help is one. */
+static int check_help(const Options *o) {
+    int asks = o->question.len && !strcmp(o->question.data, "help");
+    return asks ? usage("help is no command; -p help asks the model") : 0;
+}
+
 /* Refuses an argument in another encoding than UTF-8, as text on stdin is refused. */
 static int check_utf8(const char *called, const char *text) {
     size_t n = text ? strlen(text) : 0, good = utf8_until(text, n);
     return good == n ? 0 : usage("%s: not UTF-8 at byte %zu", called, good);
 }
 
+/* Whether an option says how tokens are drawn, or how many. */
+static int samples(const Options *o) {
+    const SamplerParams *p = &o->sampling;
+    return p->temperature >= 0 || p->top_k >= 0 || p->top_p >= 0 || p->min_p >= 0 ||
+           p->repeat_penalty >= 0 || o->have_seed || o->max_tokens >= 0;
+}
+
 static int check_prompt(const Options *o) {
     int tokenizes = is_command(o, "tokenize"), scores = is_command(o, "score");
+    if (check_help(o)) return 2;
     if (o->question.len && o->command)
         return usage("%s takes no argument \"%s\"", o->command, o->question.data);
     if (o->question.len && (o->prompt || o->jsonl || o->ids_file))
@@ -470,7 +496,8 @@ static int check_prompt(const Options *o) {
         return 2;
     if (o->command && !scores && (o->prompt || o->raw || o->ids_file))
         return usage("%s takes no prompt", o->command);
-    if (o->jsonl && (o->command || o->prompt || o->raw || o->ids_file))
+    if (o->jsonl && o->command) return usage("%s and --jsonl exclude each other", o->command);
+    if (o->jsonl && (o->prompt || o->raw || o->ids_file))
         return usage("--jsonl reads its requests from stdin");
     if (o->media && (o->command || o->jsonl || o->raw || o->ids_file))
         return usage("-i and --video belong to a question or the chat");
@@ -483,8 +510,11 @@ static int check_prompt(const Options *o) {
     if (o->ids_file && o->prompt) return usage("--ids and -p exclude each other");
     if ((o->system || o->think) && (o->raw || o->ids_file || o->text_file))
         return usage("-s, --think and --think-tokens need the chat template");
-    if ((o->ignore_eos || o->print_ids) && o->jsonl)
+    if ((o->ignore_eos || o->print_ids) && (o->jsonl || o->command))
         return usage("--ignore-eos and --print-ids belong to a question (a request has ignore_eos)");
+    if (samples(o) && o->command && !is_command(o, "bench"))
+        return usage("%s draws no tokens: -n and the options of sampling have no effect",
+                     o->command);
     if ((o->plain || o->decode) && !tokenizes)
         return usage("--plain and --decode belong to tokenize");
     if ((o->request_file || o->logits_file) && !scores)
@@ -505,7 +535,8 @@ static int check_tool_options(const Options *o) {
     if (takes_none && (o->json_schema || (o->tools && !parses)))
         return usage("%s takes neither tools nor a schema", o->command);
     if (checks && !o->tools == !o->json_schema)
-        return usage("check needs one of --json-schema and --tools");
+        return usage("check needs one of --json-schema and --tools%s",
+                     o->tools ? ", not both" : "");
     if (o->open_thought && !parses) return usage("--open-thought belongs to parse");
     if (o->tools && (o->raw || o->ids_file)) return usage("--tools needs the chat template");
     if (o->run_tools && (!o->tools || o->jsonl || o->command))
@@ -522,16 +553,68 @@ static int is_scenario(const char *name) {
     return found;
 }
 
-/* Refuses - as a file that is written: it would not mean stdout, which has the answer. */
-static int check_written(const Options *o) {
-    const struct { const char *option, *file; } written[] = {
-        {"--save", o->save}, {"--cache", o->cache}, {"--logits", o->logits_file},
-        {"--plot", o->plot_file}, {"--draft-log", o->draft_log},
-    };
-    for (size_t i = 0; i < sizeof written / sizeof *written; i++)
-        if (written[i].file && !strcmp(written[i].file, "-"))
-            return usage("%s -: needs the name of a file", written[i].option);
+/* Whether two names are those of one regular file, or the same name of one that is not there. */
+static int is_same_file(const char *a, const char *b) {
+    struct stat of_a, of_b;
+    int has_a = !stat(a, &of_a), has_b = !stat(b, &of_b);
+    if (!has_a || !has_b) return !has_a && !has_b && !strcmp(a, b);
+    return S_ISREG(of_a.st_mode) && of_a.st_dev == of_b.st_dev && of_a.st_ino == of_b.st_ino;
+}
+
+typedef struct { const char *option, *file; } NamedFile;
+
+/* Refuses a file that is written under the name of another option's, which it would replace.
+ * file: NULL where the option is not given. */
+static int check_apart(NamedFile written, NamedFile other) {
+    if (!written.file || !other.file || !is_same_file(written.file, other.file)) return 0;
+    return usage("%s %s: %s names this file, too", written.option, written.file, other.option);
+}
+
+/* check_apart for the files of -f, -i and --video. */
+static int check_attached(const Options *o, NamedFile written) {
+    const cJSON *part;
+    for (int i = 0; i < o->n_files; i++)
+        if (check_apart(written, (NamedFile){"-f", o->file[i]})) return 2;
+    cJSON_ArrayForEach(part, o->media) {
+        const cJSON *video = json_field(part, "video_url");
+        const cJSON *url = json_field(video ? video : json_field(part, "image_url"), "url");
+        NamedFile seen = {video ? "--video" : "-i", cJSON_GetStringValue(url)};
+        if (check_apart(written, seen)) return 2;
+    }
     return 0;
+}
+
+/* Refuses - as a file that is written (it would not mean stdout, which has the answer) and as two
+ * files that are read.  Refuses a file for two purposes, unless it is the conversation that --load
+ * reads and --save writes. */
+static int check_written(const Options *o) {
+    Buf save_cache = {0}, load_cache = {0};
+    if (o->save) buf_printf(&save_cache, "%s.kv", o->save);
+    if (o->load) buf_printf(&load_cache, "%s.kv", o->load);
+    enum { N_WRITTEN = 6 };             /* the others are read */
+    const NamedFile files[] = {
+        {"--save", o->save}, {"--save", save_cache.data}, {"--cache", o->cache},
+        {"--logits", o->logits_file}, {"--plot", o->plot_file}, {"--draft-log", o->draft_log},
+        {"--load", o->load}, {"--load", load_cache.data}, {"--ids", o->ids_file},
+        {"--text", o->text_file}, {"--request", o->request_file},
+        {"--reference", o->reference_file}, {"--tools", o->tools},
+        {"--json-schema", o->json_schema},
+    };
+    int n = sizeof files / sizeof *files, status = 0;
+    for (int i = 0; i < N_WRITTEN && !status; i++) {
+        if (files[i].file && !strcmp(files[i].file, "-"))
+            status = usage("%s -: needs the name of a file", files[i].option);
+        for (int j = i + 1; j < n && !status; j++)
+            if (i > 1 || j != N_WRITTEN + i) status = check_apart(files[i], files[j]);
+        if (!status) status = check_attached(o, files[i]);
+    }
+    int n_stdin = 0;
+    for (int i = N_WRITTEN; i < n; i++) n_stdin += files[i].file && !strcmp(files[i].file, "-");
+    for (int i = 0; i < o->n_files; i++) n_stdin += !strcmp(o->file[i], "-");
+    if (!status && n_stdin > 1) status = usage("only one option can read stdin (the file -)");
+    buf_free(&save_cache);
+    buf_free(&load_cache);
+    return status;
 }
 
 static int check_output(const Options *o) {
@@ -565,7 +648,8 @@ static int check_model_options(const Options *o) {
         return usage("--activations is for the CPU, --fp4-activations for a GPU");
     if (o->ids_file && o->raw) return usage("--ids and --raw exclude each other");
     if (scores && (n_given != 1 || o->raw != !!o->prompt))
-        return usage("score needs one of --ids FILE, --raw -p TEXT, --text FILE, --request FILE");
+        return usage("score needs one of --ids FILE, --raw -p TEXT, --text FILE, --request FILE%s",
+                     n_given > 1 ? ", not several" : "");
     if (!o->draft && (o->draft_tokens >= 0 || o->draft_log))
         return usage("--draft-tokens and --draft-log need --draft");
     if (o->draft && o->command && !is_command(o, "bench"))

@@ -624,7 +624,7 @@ static int is_command_line(const char *line) {
     return !is_path;
 }
 
-int run_repl(Engine *e, const cJSON *media, const char *text, Error *err) {
+int run_repl(Engine *e, const char *file, const cJSON *media, const char *text, Error *err) {
     Repl r = {.e = e, .thoughts = THOUGHTS_FOLDED};
     Buf question = {0};
     interrupted = e->interrupted;
@@ -632,7 +632,9 @@ int run_repl(Engine *e, const cJSON *media, const char *text, Error *err) {
     buf_puts(&r.system, e->system ? e->system : "");
     new_conversation(&r);
     buf_puts(&r.attached, text ? text : "");
-    int bad = attach_parts(&r, media, err);
+    const int thinks = e->thinking;     /* --think counts beside a file that says no */
+    int bad = (file && command_load(&r, file, err)) || attach_parts(&r, media, err) ? -1 : 0;
+    e->thinking |= thinks;
     if (!bad) {
         r.editor = editor_open(commands, setting_names, interrupted, err);
         bad = r.editor ? 0 : -1;

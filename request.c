@@ -727,6 +727,8 @@ int request_parse(const Engine *e, const char *text, size_t n, Request *r, Error
     if (!cJSON_IsArray(messages))
         return fail(err, "messages: %s", messages ? "not a list" : "missing");
     if (check_contents(messages, err)) return -1;
+    if (json_has_lone_surrogate(text, n))
+        buf_puts(&r->warnings, "half of a surrogate pair (as \\ud800) became U+FFFD\n");
     add_system(e, messages);
     return conversation_prompt(e, messages, &r->g, &r->prompt, err);
 }

@@ -131,15 +131,6 @@ static int check_length(const Score *s, Error *err) {
                 info.st_size < want ? "less" : "more", s->n, s->n_vocab);
 }
 
-/* Refuses to write the logits over the reference that they are compared with. */
-static int check_not_reference(const Score *s, Error *err) {
-    struct stat reference, logits;
-    if (!s->reference || !s->o->logits_file || stat(s->o->logits_file, &logits)) return 0;
-    if (fstat(fileno(s->reference), &reference)) return 0;
-    if (reference.st_dev != logits.st_dev || reference.st_ino != logits.st_ino) return 0;
-    return fail(err, "--logits %s: would replace the reference", s->o->logits_file);
-}
-
 /* Closes the file of logits and says what went wrong with the files, if anything did. */
 static int check_files(Score *s, Error *err) {
     if (s->logits && fclose(s->logits) && !s->failed) s->failed = s->o->logits_file, s->why = errno;
@@ -159,7 +150,6 @@ int score(const Engine *e, const int *ids, int n, const ScoreOptions *o, Error *
     Score s = {.e = e, .o = o, .ids = ids, .n = n, .n_vocab = info.config->vocab};
     s.row = xcalloc(s.n_vocab, sizeof *s.row);
     int bad = open_file(&s.reference, o->reference_file, "rb", err) || check_length(&s, err) ||
-              check_not_reference(&s, err) ||
               open_file(&s.logits, o->logits_file, "wb", err) ? -1 : 0;
     if (!bad) bad = session_eval(e->session, ids, n, score_position, &s, err);
     if (!bad) bad = check_files(&s, err);

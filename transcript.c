@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "conversation.h"
+#include "declare.h"
 #include "json.h"
 #include "saved.h"
 
@@ -35,20 +36,24 @@ static int failed(const NewFile *n, Error *err) {
 }
 
 /* Sets the path of the file that is replaced in the end.  A symbolic link stays, and what it leads
- * to is replaced.  A device or a FIFO is refused: a file would take its place (of /dev/stdout, for
+ * to is replaced; one that leads nowhere is refused.  A device or a FIFO is refused: a file would take its place (of /dev/stdout, for
  * example).  Returns 0, or -1 with err. */
 static int new_path(NewFile *n, const char *path, const char *tail, Error *err) {
     struct stat info;
     buf_printf(&n->path, "%s%s", path, tail);
     if (lstat(n->path.data, &info)) return 0;
-    char *target = S_ISLNK(info.st_mode) ? realpath(n->path.data, NULL) : NULL;
-    if (target) {
+    if (S_ISLNK(info.st_mode)) {
+        char *target = realpath(n->path.data, NULL);
         n->path.len = 0;
+        if (!target)
+            return fail(err, "%s%s: the symbolic link leads nowhere: %s", path, tail,
+                        strerror(errno));
         buf_puts(&n->path, target);
+        free(target);
     }
-    free(target);
-    if (stat(n->path.data, &info) || S_ISREG(info.st_mode) || S_ISDIR(info.st_mode)) return 0;
+    if (stat(n->path.data, &info) || S_ISREG(info.st_mode)) return 0;
     n->path.len = 0;
+    if (S_ISDIR(info.st_mode)) return fail(err, "%s%s: %s", path, tail, strerror(EISDIR));
     return fail(err, "%s%s: no regular file, so it is not replaced", path, tail);
 }
 
@@ -136,6 +141,14 @@ static int save_cache(const Engine *e, const cJSON *messages, uint64_t of, FILE 
     return bad;
 }
 
+int transcript_check(const char *path, Error *err) {
+    NewFile text = {0}, cache = {0};
+    int bad = new_open(&text, path, "", err) || new_open(&cache, path, ".kv", err);
+    new_free(&text);
+    new_free(&cache);
+    return bad ? -1 : 0;
+}
+
 int transcript_save(const Engine *e, const cJSON *messages, const char *path, Error *err) {
     NewFile text = {0}, cache = {0};
     char *request = request_of(e, messages);
@@ -182,7 +195,33 @@ static int check_messages(const Engine *e, const cJSON *messages, Error *err) {
     return bad;
 }
 
-/* Returns the messages in a file's text, and sets e->thinking.  NULL with err. */
+/* The tools of a file's conversation take the place of those of the file before; those of --tools
+ * stay.  Returns 0, or -1 with err. */
+static int take_tools(Engine *e, const cJSON *given, Error *err) {
+    cJSON *tools = NULL;
+    if (e->tools && !e->tools_of_file) return 0;
+    if (given && !(tools = tools_read(given, err))) return -1;
+    cJSON_Delete(e->tools);
+    e->tools = tools;
+    e->tools_of_file = 1;
+    return 0;
+}
+
+/* Names the fields of a file that say how to answer a request: here the options say that. */
+static void warn_of_fields(const cJSON *o, const char *path) {
+    static const char *const known[] = {"chat_template_kwargs", "model", "tools", NULL};
+    const cJSON *field;
+    Buf names = {0};
+    cJSON_ArrayForEach(field, o)
+        if (!is_in(field->string, known))
+            buf_printf(&names, "%s%s", names.len ? ", " : "", field->string);
+    if (names.len)
+        remark("gemma4: warning: %s: of a loaded conversation these have no effect: %s\n", path,
+               names.data);
+    buf_free(&names);
+}
+
+/* Returns the messages in a file's text, and sets e->thinking and e->tools.  NULL with err. */
 static cJSON *parse_transcript(Engine *e, const char *path, const Buf *text, Error *err) {
     Error why;
     cJSON *o = json_object(text->data, text->len, &why);
@@ -191,8 +230,10 @@ static cJSON *parse_transcript(Engine *e, const char *path, const Buf *text, Err
     int bad = 0;
     if (!o) bad = fail(err, "%s: %s", path, why.text);
     else if (!cJSON_IsArray(messages)) bad = fail(err, "%s: no messages", path);
-    else if (cJSON_GetArraySize(messages) && check_messages(e, messages, &why))
+    else if ((cJSON_GetArraySize(messages) && check_messages(e, messages, &why)) ||
+             take_tools(e, json_field(o, "tools"), &why))
         bad = fail(err, "%s: %s", path, why.text);
+    if (!bad) warn_of_fields(o, path);
     if (!bad && cJSON_IsBool(thinking)) e->thinking = cJSON_IsTrue(thinking);
     cJSON_Delete(o);
     if (!bad) return messages;

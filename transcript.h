@@ -12,8 +12,13 @@
  * err, which names the file. */
 int transcript_save(const Engine *e, const cJSON *messages, const char *path, Error *err);
 
+/* Whether transcript_save can write there, as far as that can be told before the answer: writes
+ * nothing.  Returns as transcript_save does. */
+int transcript_check(const char *path, Error *err);
+
 /* Reads the file `path` and returns its messages, which can be rendered and which the caller frees.
- * Sets e->thinking as the file says, and loads path.kv into the session.  If path.kv belongs to
+ * Sets e->thinking and, unless --tools has given some, e->tools as the file says; a line on stderr
+ * names the fields that have no effect.  Loads path.kv into the session.  If path.kv belongs to
  * another conversation or another run, a line on stderr says why, and the session will evaluate the
  * next prompt from its beginning.  Returns NULL with err, which names the file. */
 cJSON *transcript_load(Engine *e, const char *path, Error *err);

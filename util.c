@@ -229,6 +229,7 @@ void forget_pages(const void *from, size_t n) {
 /* ---- writing ---- */
 
 int quiet, raw_output;
+int outlives_reader, reader_is_gone;
 
 int write_whole(int fd, const void *bytes, size_t n) {
     for (size_t written = 0; written < n;) {
@@ -243,7 +244,11 @@ int write_whole(int fd, const void *bytes, size_t n) {
 /* write_whole; stdout that cannot be written ends the program. */
 static void write_all(int fd, const char *bytes, size_t n) {
     if (!write_whole(fd, bytes, n) || fd != STDOUT_FILENO) return;
-    if (errno == EPIPE) _exit(0);
+    if (errno == EPIPE) {
+        if (!outlives_reader) _exit(READER_GONE);
+        reader_is_gone = 1;
+        return;
+    }
     fprintf(stderr, "gemma4: stdout: %s\n", strerror(errno));
     _exit(1);
 }

@@ -89,10 +89,14 @@ void safe_text(const char *text, size_t n, Buf *shown);
  * controls and bytes that are not UTF-8 are shown as U+FFFD. */
 void write_text(int fd, const char *text, size_t n);
 
-/* write_text to stdout.  When stdout's reader has gone (EPIPE) the program ends quietly with status
- * 0.  After any other failure (a full disk) the program says so on stderr and ends with status 1,
- * since an answer must not be lost in silence. */
+/* write_text to stdout.  When stdout's reader has gone (EPIPE) the program ends quietly with
+ * READER_GONE, as one that SIGPIPE ends; with outlives_reader what is written is dropped instead,
+ * and reader_is_gone becomes 1.  After any other failure (a full disk) the program says so on stderr
+ * and ends with status 1, since an answer must not be lost in silence. */
 void put_stdout(const char *text, size_t n);
+
+#define READER_GONE (128 + SIGPIPE)
+extern int outlives_reader, reader_is_gone;
 
 /* Writes one of the program's own escape sequences to stdout as it is. */
 void put_escape(const char *sequence);

@@ -607,7 +607,7 @@ def test_assistant(copy, spoil, words):
 
 def test_the_limits_of_these_tests_are_no_reason():
     for model in (('odd-experts',), ('odd-bf16', '--draft', FIXTURES / 'odd-assistant')):
-        done = run('-m', FIXTURES / model[0], *model[1:], '-t', 1, '-c', 64, '-n', 1, 'hello', preexec_fn=limits)
+        done = run('-m', FIXTURES / model[0], *model[1:], '-t', 1, '-c', 64, '-n', 1, '--ignore-eos', 'hello', preexec_fn=limits)
         assert (done.returncode, done.stderr) == (0, b'')
 
 
@@ -638,7 +638,7 @@ def test_less_and_less_memory():
     ended = []
     for megabytes in range(8, 83, 3):
         room = (megabytes << 20) + os.path.getsize(GEMMA4)
-        done = run('-m', DEMO, '-t', 4, '-n', 2, 'hi', preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (room, room)))
+        done = run('-m', DEMO, '-t', 4, '-n', 2, '--ignore-eos', 'hi', preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (room, room)))
         said = done.stderr.decode()
         if done.returncode == 127 and 'shared libraries' in said:          # the program has not begun
             continue

@@ -57,8 +57,9 @@ def test_thought_goes_to_stderr(puppet):
 def test_answer_cut_in_the_thought(puppet):
     done = run('-m', puppet, 'hello', '--think', '-n', 10)
     assert (done.returncode, done.stdout) == (0, b'\n')
-    thought, warning = done.stderr.decode().splitlines()
-    assert THOUGHT.startswith(thought) and thought and warning == 'gemma4: warning: the thought did not end: there is no answer'
+    thought, *warnings = done.stderr.decode().splitlines()
+    assert THOUGHT.startswith(thought) and thought
+    assert warnings == ['gemma4: warning: the answer was cut: -n 10', 'gemma4: warning: the thought did not end: there is no answer']
 
 
 @pytest.mark.parametrize('question', ['What is this program?', 'Hello!', 'What is 3 + 4?'])
@@ -142,6 +143,16 @@ def test_max_tokens_cuts(puppet):
     # The é comes in two tokens: a character that is not whole comes out as U+FFFD, never as half of one.
     assert answer('-m', puppet, 'hello', '-n', 7) == 'The command is one: \ufffd\n'
     assert answer('-m', puppet, 'hello', '--max-tokens=8') == 'The command is one: é\n'
+    assert answer('-m', puppet, 'hello', '-n', -1) == ANSWER + '\n'
+
+
+def test_a_cut_is_said(puppet):
+    """Also of a schema's value, which looks complete; not where the limit is the only end there is."""
+    for schema in (), ('--json-schema', '{"type": "string"}'):
+        assert run('-m', puppet, 'hello', '-n', 5, *schema).stderr == b'gemma4: warning: the answer was cut: -n 5\n'
+    for quiet in ('-n', 11), ('-n', 4, '-q'), ('-n', 0), ('-n', 4, '--ignore-eos'), ('-n', 4, '--print-ids'):
+        assert run('-m', puppet, 'hello', *quiet).stderr == b''
+    assert run('-m', puppet, '--raw', '-p', 'The', '-n', 4).stderr == b''
 
 
 def test_answer_ends_with_the_context(odd):
@@ -295,24 +306,25 @@ def closed_after(p, n):
 
 @pytest.mark.parametrize('n', [0, 1, 100])
 def test_closed_stdout_ends_quietly(start, chatterbox, n):
+    """As a program that SIGPIPE ends."""
     p = start('-m', chatterbox, 'hello', *ENDLESS, stdin=subprocess.DEVNULL)
-    assert closed_after(p, n) == (0, b'')
+    assert closed_after(p, n) == (141, b'')
 
 
 def test_closed_stdout_of_the_other_calls(start, chatterbox, odd):
     p = start('-m', chatterbox, '--jsonl', *ENDLESS)
     p.stdin.write(json.dumps({'stream': True, 'messages': [{'role': 'user', 'content': 'hello'}]}).encode() + b'\n')
-    assert closed_after(p, 10) == (0, b'')
+    assert closed_after(p, 10) == (141, b'')
     p = start('tokenize', '-m', odd)
     p.stdin.write(b'hello ' * 300000)
     p.stdin.close()
-    assert closed_after(p, 1) == (0, b'')
+    assert closed_after(p, 1) == (141, b'')
 
 
 def test_head_of_a_long_answer(chatterbox):
     line = '"$0" -m "$1" hello -c 1000000 </dev/null | head -c 11; echo " ${PIPESTATUS[@]}"'
     done = subprocess.run(['bash', '-c', line, GEMMA4, chatterbox], capture_output=True, env=environment(), timeout=PATIENCE)
-    assert (done.stdout, done.stderr) == (b'The command 0 0\n', b'')
+    assert (done.stdout, done.stderr) == (b'The command 141 0\n', b'')
 
 
 @pytest.mark.parametrize('call, stdin', [
@@ -440,7 +452,7 @@ def test_empty_prompt(odd):
 @pytest.mark.parametrize('call, word', [
     ('--bad', '--bad'), ('-Z', '-Z'), ('--raw -Zq', 'option -Z'), ('--quiet=x hello', 'option --quiet=x'),
     ('tokenize --bad', '--bad'), ('info -x', '-x'), ('-n', '-n'), ('hello -m', '-m'),
-    ('--seed', '--seed'), ('--ids', '--ids'), ('--json=1 info', '--json'), ('-n x hello', '-n x'), ('-n -1 hello', '-n -1'),
+    ('--seed', '--seed'), ('--ids', '--ids'), ('--json=1 info', '--json'), ('-n x hello', '-n x'), ('-n -2 hello', '-n -2'),
     ('-n 3x hello', '3x'), ('-n 1.5 hello', '1.5'), ('--max-tokens= hello', 'needs a value'),
     ('-n 99999999999999999999 hello', '-n 9999'), ('-c 0 hello', '-c 0'), ('-c many hello', 'many'), ('-t 0 hello', '-t 0'),
     ('-t 100000 hello', '-t 100000'), ('--chunk 0 hello', '--chunk 0'), ('--chunk 1000000 hello', '--chunk'),
@@ -467,12 +479,44 @@ def test_empty_prompt(odd):
     ('--save - hello', '--save -: needs'), ('--cache - hello', '--cache -: needs'), ('score --ids f --logits -', '--logits -: needs'),
     ('bench --plot -', '--plot -: needs'), ('--draft d --draft-log - hello', '--draft-log -: needs'),
     ('--raw --think hello', '--think'), ('--ids f --think-tokens 5', '--think-tokens'), ('score --text f -s x', '-s'),
+    ('help', '-p help'), ('info --ignore-eos', '--ignore-eos'), ('info --temp 0', 'info draws no tokens'),
+    ('info --jsonl', 'info and --jsonl'), ('score --raw -p a --text f', 'not several'), ('check --tools t --json-schema s', 'not both'),
+    ('--tools - --json-schema - hello', 'only one option'), ('-f - --load - hello', 'only one option'), ('--temperature 200 hello', '--temperature 200'),
     ('--top 3 hello', '--top'), ('--jsonl --ignore-eos', '--ignore-eos'), ('--jsonl --print-ids', '--print-ids'),
 ])
 def test_wrong_usage(odd, call, word):
     # GEMMA4_MODEL stands for -m, so that the call is exactly what the table says.
     text = complaint(2, *call.split(), env=environment(GEMMA4_MODEL=odd))
     assert word in text and '--help' in text
+
+
+def test_files_among_the_words(odd, tmp_path):
+    """As from `-i *.png`, of which the shell gives -i the first alone; -p is always text."""
+    for name in 'a', 'b':
+        (tmp_path / name).write_text('text')
+    for option in '-i', '-f', '--video':
+        for words in ['b'], ['b', 'What?'], ['What?', 'b']:
+            assert 'b is a file: each file needs' in complaint(2, '-m', odd, option, 'a', *words, cwd=tmp_path)
+    assert run('-m', odd, '-n', 1, '-f', 'a', '-p', 'b', cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize('call', [
+    'hello --save x -f y', 'hello --save x -i y', 'hello --save x --video y', 'hello --save x --cache y', 'hello --cache x --load y',
+    'hello --cache x --tools y', 'hello --save x --json-schema y', 'hello --draft d --draft-log x -f y', 'score --ids y --logits x',
+    'score --text y --logits x', 'score --request y --logits x', 'score --raw -p a --reference y --logits x',
+    'bench --draft d --plot x --draft-log y'])
+def test_one_file_for_two_purposes(odd, tmp_path, call):
+    """What is written replaces nothing else that the call names, not under another name either."""
+    (tmp_path / 'x').write_text('[]')
+    (tmp_path / 'y').hardlink_to(tmp_path / 'x')
+    assert 'names this file, too' in complaint(2, '-m', odd, *call.split(), cwd=tmp_path)
+    assert (tmp_path / 'x').read_text() == '[]'
+
+
+def test_one_new_file_for_two_purposes(odd, tmp_path):
+    for call in ('--save a --cache a', '--save talk --cache talk.kv', '--load talk --cache talk.kv'):
+        assert 'names this file, too' in complaint(2, '-m', odd, *call.split(), 'hello', cwd=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_arguments_that_are_not_utf8(odd):
@@ -624,6 +668,12 @@ def test_options_are_documented():
     subprocess.run(['bash', '-n', ROOT / 'completion.bash'], check=True)
 
 
+def test_completion_of_names_with_blanks(tmp_path):
+    (tmp_path / 'a b.png').touch()
+    script = 'source "$0"; _gemma4 gemma4 a -i; printf "%s\\n" "${COMPREPLY[@]}"'
+    assert subprocess.run(['bash', '-c', script, ROOT / 'completion.bash'], cwd=tmp_path, capture_output=True).stdout == b'a b.png\n'
+
+
 # ---------------------------------------------------------------------------------------------- render
 
 def render(model, request, *options):
@@ -744,9 +794,9 @@ def test_score_top(odd):
 
 
 def test_score_does_not_hang_on_sampling(odd):
-    """Probabilities are those before temperature and penalties."""
-    call = ('--raw', '-p', 'The command is')
-    assert score(odd, *call, '--temp', 0.1, '--repeat-penalty', 2, '--top-k', 3, '--seed', 1) == score(odd, *call)
+    """Probabilities are those before temperature and penalties, so that such an option has no effect: it is refused."""
+    for option in ('--temp', 0), ('--top-k', 3), ('--top-p', 1), ('--min-p', 0), ('--repeat-penalty', 2), ('--seed', 1), ('-n', 5):
+        assert 'score draws no tokens' in complaint(2, 'score', '-m', odd, '--raw', '-p', 'The', *option)
 
 
 def test_score_errors(odd, tmp_path):

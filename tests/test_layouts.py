@@ -120,7 +120,7 @@ def test_drafter_without_a_sound_index(copy):
     """Its line is said once, too."""
     drafter = copy(FIXTURES / 'odd-assistant')
     (drafter / 'model.safetensors').rename(drafter / 'drafter.safetensors')
-    done = run('-m', FIXTURES / 'odd-bf16', '--draft', drafter, '-n', 1, 'hello')
+    done = run('-m', FIXTURES / 'odd-bf16', '--draft', drafter, '-n', 1, '--ignore-eos', 'hello')
     assert done.returncode == 0
     assert done.stderr.decode() == ('gemma4: warning: %s: neither model.safetensors nor an index: '
                                     'taking all 1 *.safetensors there\n' % drafter)

@@ -701,7 +701,7 @@ def test_damaged_jpeg(chat, tmp_path):
     name.write_bytes(PHOTO[:len(PHOTO) * 2 // 3])
     says = '%s: the file is damaged: part of the picture may be missing' % name
     done = run(*EXACT, '-n', 1, '-i', name, 'What?')
-    assert (done.returncode, done.stderr.decode()) == (0, 'gemma4: warning: %s\n' % says)
+    assert (done.returncode, done.stderr.decode().splitlines()[0]) == (0, 'gemma4: warning: %s' % says)
     assert run(*EXACT, '-n', 1, '--quiet', '-i', name, 'What?').stderr == b''
     assert 'the image is truncated: ffmpeg is not installed' in complaint(1, *EXACT, '-i', name, 'What?', env=environment(PATH='/nonexistent'))
     earlier = [user(part(name)), {'role': 'assistant', 'content': 'A'}, user({'type': 'text', 'text': 'And?'})]
@@ -717,7 +717,7 @@ def test_damaged_jpeg(chat, tmp_path):
 def test_truncated_qoi(false_ffmpeg, tmp_path):
     """ffmpeg says nothing about it."""
     (tmp_path / 'a').write_bytes(b'qoif' + struct.pack('>IIBB', W, H, 4, 0) + bytes(40))
-    done = run(*EXACT, '-n', 1, '-i', tmp_path / 'a', 'What?', env=false_ffmpeg(gives_rgba(tmp_path)))
+    done = run(*EXACT, '-n', 1, '--ignore-eos', '-i', tmp_path / 'a', 'What?', env=false_ffmpeg(gives_rgba(tmp_path)))
     assert done.returncode == 0 and b'damaged' in done.stderr
 
 
@@ -743,7 +743,7 @@ def test_other_kinds_of_pnm(tmp_path):
     assert is_seen_as(b'P4\n48 48\n' + packed, b'P5\n48 48\n1\n' + bytes(not bit for bit in bits), tmp_path)
     assert is_seen_as(b'P1\n48 48\n' + ' '.join(str(int(bit)) for bit in bits).encode() + b'\n', b'P4\n48 48\n' + packed, tmp_path)
     (tmp_path / 'a.pam').write_bytes(b'P7\nWIDTH 1\nHEIGHT 1\nDEPTH 3\nMAXVAL 255\nTUPLTYPE RGB\nENDHDR\n123')
-    done = run(*EXACT, '-n', 1, '-i', tmp_path / 'a.pam', 'What?')
+    done = run(*EXACT, '-n', 1, '--ignore-eos', '-i', tmp_path / 'a.pam', 'What?')
     assert done.returncode == 0 or 'a PAM: this ffmpeg does not read it' in done.stderr.decode()
 
 

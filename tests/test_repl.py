@@ -416,7 +416,7 @@ def test_set_changes(chat, puppet, line, name, value):
     ('temperature 1 2', 'temperature 1 2: not a number from 0 to 100'), ('top-p 1.1', 'top-p 1.1: not a number from 0 to 1'),
     ('top-k 1.5', 'top-k 1.5: not a whole number from 0 to 16777216'), ('min_p 2', 'min-p 2: not a number from 0 to 1'),
     ('repeat-penalty 0', 'repeat-penalty 0: not a number from 0.01 to 100'), ('seed x', 'seed x: not a whole number'),
-    ('max-tokens -2', 'max-tokens -2: not a whole number from 0 to 1073741824'), ('thoughts maybe', 'thoughts maybe: not on, off or folded'),
+    ('max-tokens -2', 'max-tokens -2: not a whole number from -1 to 1073741824'), ('thoughts maybe', 'thoughts maybe: not on, off or folded'),
     ('think-tokens 1x', 'think-tokens 1x: not a whole number from 0 to 1073741824'), ('wizard 1', '/set wizard: no such setting; /set lists them'),
 ])
 def test_set_of_what_cannot_be(chat, puppet, line, message):
@@ -484,6 +484,16 @@ def test_list_of_lines(chat, puppet):
     assert lines == ['second', 'third', '/history 3']
     assert len(c.say('/history').split('\n')) == 5
     assert c.say('/history x').startswith('gemma4: /history x: not a whole number')
+
+
+def test_load_at_the_start(chat, puppet, tmp_path):
+    """--load without a question: the chat goes on with the file."""
+    c = chat(puppet)
+    c.say('hello')
+    c.say('/save %s' % (tmp_path / 'talk'))
+    c = chat(puppet, '--load', tmp_path / 'talk')
+    c.say('and?')
+    assert [m['content'] for m in c.messages()] == ['hello', ANSWER, 'and?', ANSWER]
 
 
 def test_save_and_load(chat, puppet, odd, tmp_path):

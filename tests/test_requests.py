@@ -70,6 +70,24 @@ def test_a_result_of_no_call(odd):
     assert warned(tool_call_id='9') == warned() == ['messages[2].tool_call_id: no call has this id']
 
 
+@pytest.mark.parametrize('arguments, flawed', [
+    ('{city:', True), ('[1]', True), ([1], True), ('{"a": 1}', False), ({'a': 1}, False), ('', False), (None, False)])
+def test_arguments_that_are_no_object(odd, arguments, flawed):
+    """The model reads them as they are, and a warning says so."""
+    call = {'id': '1', 'type': 'function', 'function': {'name': 'f', 'arguments': arguments}}
+    messages = [{'role': 'user', 'content': 'x'}, {'role': 'assistant', 'tool_calls': [call]}, {'role': 'tool', 'content': 'y', 'tool_call_id': '1'}]
+    choice = one(odd, ask(messages, max_tokens=1))['choices'][0]
+    says = 'messages[1].tool_calls[0].function.arguments: no JSON object: the model reads them as they are'
+    assert (says in choice.get('warnings', [])) == flawed
+
+
+def test_half_a_character(odd):
+    """A lone surrogate becomes U+FFFD, and a warning says so; a pair is a character."""
+    for text, flawed in (r'"Done \ud83d"', True), (r'"Done \ud83d\ude00"', False), (r'"\\ud83d"', False):
+        choice = one(odd, '{"max_tokens": 1, "messages": [{"role": "user", "content": %s}]}' % text)['choices'][0]
+        assert ('half of a surrogate pair (as \\ud800) became U+FFFD' in choice.get('warnings', [])) == flawed
+
+
 @pytest.mark.parametrize('field, value, says', [
     ('max_tokens', -5, '-5 is not between -1 and 1073741824'), ('n', 0, '0 is not between 1 and 128'), ('n', 129, '129 is not between 1 and 128'),
     ('top_logprobs', 101, '101 is not between 0 and 100'), ('temperature', -0.5, '-0.5 is not between 0 and 100')])

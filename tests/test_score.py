@@ -76,5 +76,5 @@ def test_a_reference_that_does_not_fit(runs, tmp_path):
     assert 'belong to score' in complaint(2, '--summary', '--raw', '-p', 'Hi')
     other = tmp_path / 'other'
     other.symlink_to(exact)
-    assert '--logits %s: would replace the reference' % other in complaint(1, *options, '--reference', exact, '--logits', other)
+    assert '--logits %s: --reference names this file, too' % other in complaint(2, *options, '--reference', exact, '--logits', other)
     assert exact.stat().st_size == 40 * 519 * 4

@@ -1,4 +1,5 @@
 """A saved conversation: FILE, and the cache beside it in FILE.kv, which may be another's, damaged or hostile."""
+import json
 import os
 import re
 import resource
@@ -473,7 +474,7 @@ def test_document_that_cannot_be_kept(odd, tmp_path):
 
 def test_two_runs_with_one_document(start, odd, tmp_path):
     """Both answer, and the file is whole."""
-    runs = [start('-m', odd, '--temp', 0, '-n', 5, '--cache', tmp_path / 'c', 'Why?') for _ in range(4)]
+    runs = [start('-m', odd, '-q', '--temp', 0, '-n', 5, '--cache', tmp_path / 'c', 'Why?') for _ in range(4)]
     for p in runs:
         p.stdin.write(DOCUMENT.encode())
         p.stdin.close()
@@ -496,5 +497,41 @@ def test_conversation_over_several_calls(odd, tmp_path):
     shot(odd, '--load', file, 'more?')
     assert file.read_bytes() == before
     assert str(tmp_path / 'none') in complaint(1, '-m', odd, '--load', tmp_path / 'none', 'and?')
-    done = run('-m', odd, '-n', 3, '--save', tmp_path / 'none' / 'x', 'hello')
-    assert done.returncode == 1 and done.stdout and str(tmp_path / 'none') in done.stderr.decode()
+
+
+def test_save_is_checked_before_the_answer(odd, tmp_path):
+    (tmp_path / 'x.kv').mkdir()
+    (tmp_path / 'loose').symlink_to(tmp_path / 'gone')
+    for name, why in ('none/x', 'No such file'), ('.', 'Is a directory'), ('x', 'Is a directory'), ('loose', 'leads nowhere'):
+        assert why in complaint(1, '-m', odd, '-n', 3, '--save', tmp_path / name, 'hello')
+    assert sorted(os.listdir(tmp_path)) == ['loose', 'x.kv']
+
+
+def test_save_for_a_reader_who_leaves(start, chatterbox, tmp_path):
+    """The whole answer is saved, and the status is still that of a closed pipe."""
+    p = start('-m', chatterbox, 'hello', '-n', 300, '--save', tmp_path / 'a', stdin=subprocess.DEVNULL)
+    p.stdout.read(5)
+    p.stdout.close()
+    assert p.wait(180) == 141
+    assert read_json(tmp_path / 'a')['messages'][1]['content'].count('The command is one') > 50
+
+
+def test_tools_of_a_saved_conversation(chat, odd, tmp_path):
+    """--load and /load take them, and --save keeps them; those of --tools take their place."""
+    tool = lambda name: {'type': 'function', 'function': {'name': name, 'description': 'd'}}        # noqa: E731
+    old = tmp_path / 'old'
+    old.write_text(json.dumps({'tools': [tool('add')], 'max_tokens': 5, 'temperature': 0, 'messages': [{'role': 'user', 'content': 'a'}]}))
+    done = run('-m', odd, '-q', '-n', 2, '--load', old, '--save', tmp_path / 'new', 'and?')
+    assert done.returncode == 0 and read_json(tmp_path / 'new')['tools'] == [tool('add')]
+    given = json.dumps([tool('other')])
+    done = run('-m', odd, '-n', 2, '--ignore-eos', '--load', old, '--save', tmp_path / 'new', '--tools', given, 'and?')
+    assert read_json(tmp_path / 'new')['tools'] == [tool('other')]
+    assert done.stderr.decode() == 'gemma4: warning: %s: of a loaded conversation these have no effect: max_tokens, temperature\n' % old
+    c = chat(odd, '-n', 1)
+    c.say('/load %s' % old)
+    assert 'add' in c.say('/tools')
+    old.write_text('{"messages": []}')
+    c.say('/load %s' % old)
+    assert 'may call nothing' in c.say('/tools')
+    old.write_text('{"messages": [], "tools": [{}]}')
+    assert str(old) in c.say('/load %s' % old)

@@ -164,14 +164,26 @@ def test_one_call_at_a_time(tmp_path):
 
 @pytest.mark.parametrize('limit', [13, 4, 1])
 def test_call_at_the_limit(caller, limit):
-    """A call that is held is completed in time; where there is no room for one, none begins."""
+    """A call that is held is completed in time; where there is no room for one, none begins, and a warning says so."""
     choice, = one(caller, ask(tools=[ADD], max_tokens=limit))['choices']
-    assert choice['finish_reason'] == 'length' and 'warnings' not in choice
+    assert choice['finish_reason'] == 'length' and ('warnings' in choice) == (limit < 13)
     if limit == 13:
         assert choice['message'] == {'role': 'assistant', 'content': None, 'tool_calls': choice['message']['tool_calls']}
         assert choice['message']['tool_calls'][0]['function'] == CALL['function']
     else:
         assert 'tool_calls' not in choice['message']
+        assert choice['warnings'] == ['the model would have called a tool here: the limit of the answer has no room for a call']
+
+
+def test_no_call_is_missed(puppet):
+    """A model that would not have called anything."""
+    assert 'warnings' not in one(puppet, ask(tools=[ADD], max_tokens=4))['choices'][0]
+
+
+def test_tools_beside_a_schema(caller, tools):
+    """They have no effect, and a line says so."""
+    done = run('-m', caller, '--tools', tools, '--json-schema', '{"type": "boolean"}', 'hello')
+    assert done.stderr == b'gemma4: warning: the tools had no effect: beside a schema nothing is called\n' and done.returncode == 0
 
 
 @pytest.mark.parametrize('limit, text', [(4, 'cal'), (13, 'call:add{x:1'), (1, '')])
