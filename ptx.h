@@ -254,6 +254,12 @@ PTX float ptx_tanh(float x) {
     asm("tanh.approx.f32 %0, %1;" : "=f"(r) : "f"(x));
     return r;
 }
+/* v, of which the compiler knows nothing: what follows from it is not computed ahead of the loop
+ * that this stands in, to be kept in registers. */
+PTX int ptx_opaque(int v) {
+    asm volatile("" : "+r"(v));
+    return v;
+}
 /* Any function f of three bits, for each bit of a, b, c: TABLE is f(0xf0, 0xcc, 0xaa).  "Logic and
  * Shift Instructions: lop3". */
 template <int TABLE> PTX unsigned ptx_lop3(unsigned a, unsigned b, unsigned c) {
