@@ -173,7 +173,7 @@ __device__ static inline void int4_in_order(uint32_t word, uint32_t less, uint32
 __device__ static inline void bytes_to_bf16(uint32_t word, bool fp8, uint32_t b[2]) {
 #pragma unroll
     for (int j = 0; j < 2; j++) {
-        if (fp8) b[j] = e4m3_to_bf16(__byte_perm(word, 0, j ? 0xb3a2 : 0x9180));
+        if (fp8) b[j] = e4m3_to_bf16(ptx_prmt(word, 0, j ? 0xb3a2 : 0x9180));
         else b[j] = int8_to_bf16(__byte_perm(word, 0, j ? 0x4342 : 0x4140));
     }
 }
