@@ -325,7 +325,7 @@ template <int FORMAT, int MT, int PARTS> struct WarpTile {
             uint32_t b[4];
             if (FORMAT == TILE_INT4) {
                 const uint2 two = *(const uint2 *)scales;       /* scales, zero points */
-                const uint32_t less = int4_zero(two.y >> (8 * (step % 4) + 4 * half));
+                const uint32_t less = int4_zero(two.y >> (8 * (step % 4) + 4 * half) & 15, 0);
                 int4_in_order(*(const uint32_t *)(rows + piece_of_line(FORMAT, line, half) + 4 * t),
                               less, b);
                 scale[i] = half ? bf16_high(two.x) : bf16_low(two.x);

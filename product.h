@@ -134,29 +134,33 @@ __device__ static inline float e2m1_to_float(uint32_t nibble) {
     return __uint_as_float((nibble & 8) << 28 | (nibble & 7) << 22) * 0x1p126f;
 }
 
-/* Two E4M3, in the upper bytes of both halves of `two`, as two BF16, exactly.  Sign, exponent and
- * mantissa go to their places in a BF16, which then is 2^-120 of the number, perhaps a
- * subnormal. */
+/* Tables of ptx_lop3: (a & b) | c and (a & b) ^ c.  The compiler makes two instructions of them
+ * where b and c are constants. */
+enum { AND_OR = 0xea, AND_XOR = 0x6a };
+
+/* Two E4M3, in the lower bytes of both halves of `two`, as two BF16, exactly.  The upper bytes are
+ * copies of their signs.  Sign, exponent and mantissa go to their places in a BF16, which then is
+ * 2^-120 of the number, perhaps a subnormal. */
 __device__ static inline uint32_t e4m3_to_bf16(uint32_t two) {
-    const uint32_t bits = (two & 0x80008000) | (two >> 4 & 0x07f007f0);
-    return ptx_mul_bf16x2(bits, 0x7b807b80);                                    /* 2^120 */
+    return ptx_mul_bf16x2(two << 4 & 0x87f087f0, 0x7b807b80);                   /* 2^120 */
 }
 
 /* Two integers of 8 bits, 128 + q in the lower bytes of both halves of `two`, as two BF16 q,
  * exactly.  The lower seven bits make a BF16 from 128 to 255, of which 128 or 256 is subtracted. */
 __device__ static inline uint32_t int8_to_bf16(uint32_t two) {
-    const uint32_t low = (two & 0x007f007f) | 0x43004300, middle = (two & 0x00800080) ^ 0xc380c380;
+    const uint32_t low = ptx_lop3<AND_OR>(two, 0x007f007f, 0x43004300);
+    const uint32_t middle = ptx_lop3<AND_XOR>(two, 0x00800080, 0xc380c380);
     return ptx_add_bf16x2(low, middle);
 }
 
 /* Two nibbles, in the lowest bits of both halves of `two`, less a zero point, as two BF16, exactly.
  * less: from int4_zero.  The other bits of `two` are ignored. */
 __device__ static inline uint32_t int4_to_bf16(uint32_t two, uint32_t less) {
-    return ptx_add_bf16x2((two & 0x000f000f) | 0x43004300, less);
+    return ptx_add_bf16x2(ptx_lop3<AND_OR>(two, 0x000f000f, 0x43004300), less);
 }
-/* -(128 + zero) as two equal BF16, of the nibble in the lowest bits of `zero`. */
-__device__ static inline uint32_t int4_zero(uint32_t zero) {
-    return (zero & 15) * 0x00010001u | 0xc300c300u;
+/* -(128 + zero) as two equal BF16, of byte i of `zeros`, which is a nibble. */
+__device__ static inline uint32_t int4_zero(uint32_t zeros, int i) {
+    return __byte_perm(zeros, 0xc3c3c3c3, 0x4040 + i * 0x0101);
 }
 /* The eight INT4 of a word less their zero point as pairs of BF16, in the columns' order. */
 __device__ static inline void int4_in_order(uint32_t word, uint32_t less, uint32_t b[4]) {
@@ -169,7 +173,7 @@ __device__ static inline void int4_in_order(uint32_t word, uint32_t less, uint32
 __device__ static inline void bytes_to_bf16(uint32_t word, bool fp8, uint32_t b[2]) {
 #pragma unroll
     for (int j = 0; j < 2; j++) {
-        if (fp8) b[j] = e4m3_to_bf16(__byte_perm(word, 0, j ? 0x3424 : 0x1404));
+        if (fp8) b[j] = e4m3_to_bf16(ptx_prmt(word, 0, j ? 0xb3a2 : 0x9180));
         else b[j] = int8_to_bf16(__byte_perm(word, 0, j ? 0x4342 : 0x4140));
     }
 }

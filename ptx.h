@@ -254,6 +254,19 @@ PTX float ptx_tanh(float x) {
     asm("tanh.approx.f32 %0, %1;" : "=f"(r) : "f"(x));
     return r;
 }
+/* As __byte_perm, but where 8 is added to a byte's number in `selector` the byte's sign fills all
+ * eight bits; __byte_perm ignores the 8.  "Data Movement and Conversion Instructions: prmt". */
+PTX unsigned ptx_prmt(unsigned a, unsigned b, unsigned selector) {
+    unsigned r;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(selector));
+    return r;
+}
+/* v, of which the compiler knows nothing: what follows from it is not computed ahead of the loop
+ * that this stands in, to be kept in registers. */
+PTX int ptx_opaque(int v) {
+    asm volatile("" : "+r"(v));
+    return v;
+}
 /* Any function f of three bits, for each bit of a, b, c: TABLE is f(0xf0, 0xcc, 0xaa).  "Logic and
  * Shift Instructions: lop3". */
 template <int TABLE> PTX unsigned ptx_lop3(unsigned a, unsigned b, unsigned c) {

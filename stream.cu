@@ -60,7 +60,8 @@ __host__ __device__ static constexpr int unit_shared(int depth) {
  * the order of its vector (see Vector). */
 typedef enum {
     KIND_BF16, KIND_F16, KIND_F32, KIND_NVFP4, KIND_NVFP4_PACKED, KIND_FP8, KIND_INT8, KIND_INT4,
-    KIND_INT4_PACKED
+    KIND_INT4_PACKED,
+    KIND_INT4_ZEROS                     /* packed, with zero points; in a Strip KIND_INT4_PACKED */
 } StripKind;
 
 __device__ static inline StripKind kind_of(const Weight &w, int packed) {
@@ -619,48 +620,59 @@ __device__ static inline void int4_pairs(uint32_t word, uint32_t less, uint32_t 
     } else int4_in_order(word, less, b);
 }
 
-/* acc += a unit of INT4 times the vector: 256 columns. */
-template <bool PACKED>
+/* acc += a unit of INT4 times the vector: 256 columns.  ldmatrix deals the 16 bytes of 32 columns
+ * of each row out to the row's lanes, of four times 32 columns at once. */
+template <int KIND, class Meanwhile>
 __device__ static inline void multiply_int4(float acc[2][4], const uint8_t *slot, const uint16_t *x,
-                                            int unit, bool has_zeros) {
-    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+                                            int lane, int unit, bool has_zeros,
+                                            Meanwhile meanwhile) {
+    const int t = lane % 4;
     uint32_t zeros = INT4_MIDDLE;
-    if (has_zeros) zeros = *(const uint32_t *)(slot + UNIT_ZEROS + 4 * g);
+    if (KIND == KIND_INT4_ZEROS || (KIND == KIND_INT4 && has_zeros))
+        zeros = *(const uint32_t *)(slot + UNIT_ZEROS + lane / 4 * 4);
+    meanwhile();
+    const uint8_t *row = slot + piece_at(lane % 8, lane / 8);
+    const uint8_t *scales = slot + UNIT_SCALES + 32 * t;
+    x += 256 * unit;
 #pragma unroll 1
-    for (int i = 0; i < 4; i++, zeros >>= 8) {          /* two groups of 32 columns */
-        const uint8_t *scales = slot + UNIT_SCALES + 32 * t + 4 * i;
-        const uint32_t two[2] = {*(const uint32_t *)scales, *(const uint32_t *)(scales + 16)};
+    for (int half = 0; half < 2; half++, row += 512, scales += 8, x += 128) {
+        const uint2 two = *(const uint2 *)scales, two2 = *(const uint2 *)(scales + 16);
+        const uint32_t even = zeros & 0x0f0f, odd = zeros >> 4 & 0x0f0f;
+        uint32_t word[4];
+        ptx_ldmatrix_x4(word, row);
 #pragma unroll
-        for (int k = 0; k < 2; k++) {
-            const int j = i % 2 * 2 + k, piece = 512 * (i / 2) + piece_at(g, j);
+        for (int j = 0; j < 4; j++) {   /* 32 columns */
+            const uint32_t s = j < 2 ? two.x : two.y, s2 = j < 2 ? two2.x : two2.y;
             uint32_t b[4];
-            int4_pairs<PACKED>(*(const uint32_t *)(slot + piece + 4 * t), int4_zero(zeros >> 4 * k),
-                               b);
+            int4_pairs<KIND != KIND_INT4>(word[j], int4_zero(j % 2 ? odd : even, j / 2), b);
             float sum[2][4] = {};
-            multiply_chunk(sum, x + 8 * (32 * unit + 8 * i + 4 * k + (t ^ j)), b);
-            add_scaled(acc, sum, k ? bf16_high(two[0]) : bf16_low(two[0]),
-                       k ? bf16_high(two[1]) : bf16_low(two[1]));
+            multiply_chunk(sum, x + 8 * (4 * j + (t ^ j)), b);
+            add_scaled(acc, sum, j % 2 ? bf16_high(s) : bf16_low(s),
+                       j % 2 ? bf16_high(s2) : bf16_low(s2));
         }
+        if (KIND != KIND_INT4_PACKED) zeros >>= 16;
     }
 }
 
-/* acc += a unit of FP8 or INT8 times the vector: 128 columns, which share a scale in FP8.  If the
- * loop were unrolled, mlp_rows_kernel would keep more registers in memory than tests/test_gpu.py
- * allows. */
-template <int KIND>
+/* acc += a unit of FP8 or INT8 times the vector: 128 columns, which share a scale in FP8. */
+template <int KIND, class Meanwhile>
 __device__ static inline void multiply_bytes(float acc[2][4], const uint8_t *slot,
-                                             const uint16_t *x, int unit) {
-    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+                                             const uint16_t *x, int lane, int unit,
+                                             Meanwhile meanwhile) {
+    const int t = lane % 4;
     const float *scale = (const float *)(slot + UNIT_SCALES + 32 * t), *scale2 = scale + 4;
+    meanwhile();
     float sum[2][4] = {};
-#pragma unroll 1
-    for (int j = 0; j < 4; j++) {
-        const int piece = 512 * (j / 2) + piece_at(g, 2 * (j % 2) + t / 2);
+    /* INT8 is seldom met, so it may take more time for less code. */
+    constexpr int TURNS = KIND == KIND_FP8 ? 4 : 1;
+#pragma unroll TURNS
+    for (int j = 0; j < 4; j++) {       /* 32 columns */
+        const int piece = 512 * (j / 2) + piece_at(lane / 4, 2 * (j % 2) + t / 2);
         const uint2 own = *(const uint2 *)(slot + piece + 8 * (t % 2));
         uint32_t b[4];
         bytes_to_bf16(own.x, KIND == KIND_FP8, b);
         bytes_to_bf16(own.y, KIND == KIND_FP8, b + 2);
-        multiply_chunk(sum, x + 8 * (16 * unit + 4 * j + (t ^ j)), b);
+        multiply_chunk(sum, x + 8 * (4 * j + (t ^ j)) + 128 * unit, b);
         if (KIND == KIND_FP8) continue;
         add_scaled(acc, sum, scale[j], scale2[j]);
         for (int k = 0; k < 8; k++) sum[k / 4][k % 4] = 0;
@@ -701,23 +713,25 @@ __device__ static inline Chunks chunks_of(const uint16_t *x) {
 }
 
 /* acc += unit `unit` of its rows times the vector.  x: this lane's row of the vector, from the
- * column on that the strip begins with, and its Chunks.  There are four accumulators, as a tensor
- * core needs a while before it can add to the same one again.  Of acc[0] and acc[2] rows 0 to 7 of
- * A count, of acc[1] and acc[3] rows 8 to 15 (see Vector).  A lane whose row of A the vector does
- * not have reads the vector's first row, and its sums are thrown away.  meanwhile() is called once:
- * of the kinds that matter most while the lane's numbers are on their way from shared memory. */
+ * column on that the strip begins with, and its Chunks.  here: the lane, from which the code for
+ * FP8, INT8 and INT4 computes its addresses where it needs them (ptx_opaque).  There are four
+ * accumulators, as a tensor core needs a while before it can add to the same one again.  Of acc[0]
+ * and acc[2] rows 0 to 7 of A count, of acc[1] and acc[3] rows 8 to 15 (see Vector).  A lane whose
+ * row of A the vector does not have reads the vector's first row, and its sums are thrown away.
+ * meanwhile() is called once: of the kinds that matter most while the lane's numbers are on their
+ * way from shared memory. */
 template <int KIND, class Meanwhile>
 __device__ static inline void multiply_unit(float acc[4][4], const uint8_t *slot,
-                                            const uint16_t *x, const Chunks &chunks, int unit,
-                                            bool has_zeros, Meanwhile meanwhile) {
+                                            const uint16_t *x, const Chunks &chunks, int here,
+                                            int unit, bool has_zeros, Meanwhile meanwhile) {
     constexpr bool PACKED = KIND == KIND_NVFP4_PACKED, EARLY = KIND == KIND_BF16 || PACKED;
     Own early = {};
     if constexpr (EARLY) early = load_own<PACKED>(slot);
-    meanwhile();
     if constexpr (KIND == KIND_FP8 || KIND == KIND_INT8)
-        return multiply_bytes<KIND>(acc, slot, x, unit);
-    if constexpr (KIND == KIND_INT4 || KIND == KIND_INT4_PACKED)
-        return multiply_int4<KIND == KIND_INT4_PACKED>(acc, slot, x, unit, has_zeros);
+        return multiply_bytes<KIND>(acc, slot, x, here, unit, meanwhile);
+    if constexpr (KIND >= KIND_INT4)
+        return multiply_int4<KIND>(acc, slot, x, here, unit, has_zeros, meanwhile);
+    meanwhile();
     int lane = threadIdx.x % 32, t = lane % 4;
     const uint8_t *piece = slot + piece_at(lane / 4, t);
     /* The other kinds are rare, so they may take more time for less code. */
@@ -857,18 +871,19 @@ __device__ static inline void stream(Feed &feed, const Strip *strip, const Vecto
             const Strip &s = strip[which];
             const int n = min(left, s.units - of), rows = s.rows;
             const float by = s.factor;
-            const int kind = s.kind;
-            const bool zeros = s.scale_step > 16;
+            int kind = s.kind;
+            if (DEPTH > EVERY_KIND && kind == KIND_INT4_PACKED && s.scale_step > 16)
+                kind = KIND_INT4_ZEROS;
             const uint16_t *x = span ? then_y.at + part * then_y.stride : y.at + part * y.stride;
             x += s.y;
             const Chunks chunks = chunks_of(x);
             float acc[4][4] = {};
             for (int at = 0, m; at < n; at += m) {
                 m = feed.run ? min(feed.run, n - at) : n - at;
-                const int unit = of + at;
+                const int unit = of + at, here = DEPTH < EVERY_KIND ? lane : ptx_opaque(lane);
 #define RUN(KIND)                                                                                \
     multiply_run<DEPTH>(feed, slot, free, unit, m, [&](const uint8_t *where, int u, auto next) { \
-        multiply_unit<KIND>(acc, where, x, chunks, u, zeros, next);                              \
+        multiply_unit<KIND>(acc, where, x, chunks, here, u, s.scale_step > 16, next);            \
     })
 #define RUN_OTHER(KIND) if (kind == KIND) RUN((DEPTH < EVERY_KIND ? KIND_F32 : KIND))
                 if (kind == KIND_BF16) RUN(KIND_BF16);
@@ -879,9 +894,18 @@ __device__ static inline void stream(Feed &feed, const Strip *strip, const Vecto
                 else RUN_OTHER(KIND_FP8);
                 else RUN_OTHER(KIND_INT8);
                 else RUN_OTHER(KIND_INT4);
+                else RUN_OTHER(KIND_INT4_ZEROS);
                 else RUN_OTHER(KIND_F16);
 #undef RUN
 #undef RUN_OTHER
+                /* Where the scales are not multiplied into the weights these are zero anyway.
+                 * Written here, they take no registers in those loops. */
+                if (DEPTH > EVERY_KIND && kind >= KIND_FP8) {
+                    for (int k = 0; k < 2; k++)
+                        acc[0][2 + k] = acc[1][k] = 0;
+                    for (int k = 0; k < 8; k++)
+                        acc[2 + k / 4][k % 4] = 0;
+                }
                 if (feed.run && !(feed.run -= m)) aim<DEPTH>(feed, strip);
             }
             const bool whole = n == s.units, begun = of > 0, ends = of + n == s.units;

@@ -114,6 +114,7 @@ static inline unsigned ptx_add_bf16x2(unsigned a, unsigned b) {
 }
 static inline float ptx_exp2(float x) { return exp2f(x); }
 static inline float ptx_tanh(float x) { return tanhf(x); }
+static inline int ptx_opaque(int v) { return v; }
 template <int TABLE> inline unsigned ptx_lop3(unsigned a, unsigned b, unsigned c) {
     unsigned r = 0;
     for (int i = 0; i < 8; i++)

@@ -68,7 +68,8 @@ static inline unsigned __brev(unsigned x) {
     for (int i = 0; i < 32; i++) r |= (x >> i & 1) << (31 - i);
     return r;
 }
-static inline unsigned __byte_perm(unsigned x, unsigned y, unsigned s) {
+/* The instruction prmt.  nvcc's __byte_perm clears the 8 of each nibble of s, as the guide says. */
+static inline unsigned ptx_prmt(unsigned x, unsigned y, unsigned s) {
     uint64_t both = (uint64_t)y << 32 | x;
     unsigned r = 0;
     for (int i = 0; i < 4; i++) {
@@ -78,6 +79,7 @@ static inline unsigned __byte_perm(unsigned x, unsigned y, unsigned s) {
     }
     return r;
 }
+static inline unsigned __byte_perm(unsigned x, unsigned y, unsigned s) { return ptx_prmt(x, y, s & 0x7777); }
 static inline unsigned __funnelshift_l(unsigned lo, unsigned hi, unsigned n) { return (((uint64_t)hi << 32 | lo) << (n & 31)) >> 32; }
 static inline unsigned __funnelshift_r(unsigned lo, unsigned hi, unsigned n) { return ((uint64_t)hi << 32 | lo) >> (n & 31); }
 static inline unsigned __umulhi(unsigned a, unsigned b) { return (uint64_t)a * b >> 32; }

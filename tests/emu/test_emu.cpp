@@ -1362,7 +1362,8 @@ static void test_numbers(void **) {
     assert_int_equal(ptx_cvt_e4m3x2_f32(2, -1), 0xb840);
     assert_int_equal(ptx_cvt_e2m1x2_f32(2.5f, -100), 0xf4);
     assert_true(__bfloat1622float2(__floats2bfloat162_rn(1.5f, -3)).y == -3);
-    assert_int_equal(__byte_perm(0x33221180, 0x77665544, 0x8470), 0xff447780);
+    assert_int_equal(ptx_prmt(0x33221180, 0x77665544, 0x8470), 0xff447780);
+    assert_int_equal(__byte_perm(0x33221180, 0x77665544, 0x8470), 0x80447780);
     assert_int_equal(__dp4a(0x01ff027f, 0x020301ff, 10), 10 + 2 - 3 + 2 - 127);
     assert_int_equal(__float2int_rn(2.5f), 2);
     assert_int_equal(__float2int_rn(3e9f), 0x7fffffff);
