@@ -19,8 +19,8 @@ from conftest import (EMULATED, FIXTURES, PATIENCE, ROOT, answer, complaint, env
 def may_spill(function, chip):
     """Bytes.  The kernels that stream weights have 80 registers, so that two of them fit on a multiprocessor at once. What does not fit is
     written down before the kernel waits for the one ahead, and read after the last product: at most 32 words; 64 where the code for
-    every kind of weight (EVERY_KIND, 16) meets the router and two norms on sm_80."""
-    if 'mlp_rows_kernelILi21E' in function and chip == '80':
+    every kind of weight (EVERY_KIND, 16) meets several norms on sm_80."""
+    if re.search('(mlp_rows|qkv)_kernelILi21E', function) and chip == '80':
         return 256
     return 128 if re.search(r'(qkv|row|mlp_rows|experts_up|experts_down|few_rows)_kernelILi|few_norm_kernel', function) else 0
 
