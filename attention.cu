@@ -65,6 +65,7 @@ typedef struct {
      * another thing).  NULL: the result goes to `out`. */
     uint16_t *vector;
     int packed, vector_parts;           /* vector_parts: BF16 numbers that make one of a token's */
+    int ahead;                          /* bytes of l.o that each block brings: see bring_ahead */
 } Attend;
 
 /* Writes columns c .. c + 3 of a token's row [n_heads * head_dim]; c is a multiple of 4. */
@@ -888,6 +889,7 @@ __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS,
         finish_scores<COL_WARPS, KEYS>(s, exchange, 1 + row_warp, col, k_scale);
         mask_scores<KEYS>(s, a, w, row_warp, start_of(tile), count_of(tile));
         exponentials<KEYS>(s, max, sum, factor, 0);
+        if (tile + 1 == w.to) bring_ahead(l.o, a.ahead);
         split_exponentials<FP8, PARTS, KEYS>(e, s);
 #pragma unroll
         for (int b = 0; b < BLOCKS; b++) {

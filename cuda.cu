@@ -90,11 +90,13 @@ static bool is_few(const Device *d) {
 }
 
 /* Launches few_norm_kernel: settles the residual stream, makes norms of it, and the router's
- * scores. */
-static void few_norms(Device *d, const VectorTo &a, const VectorTo &b, const Router &router) {
+ * scores.  next: the matrix that is read next. */
+static void few_norms(Device *d, const VectorTo &a, const VectorTo &b, const Router &router,
+                      const Weight &next) {
     int shares = router.w.data ? (router.w.rows + ROUTER_ROWS - 1) / ROUTER_ROWS : 1;
     GPU_LAUNCH(few_norm_kernel, dim3(d->n, shares), dim3(STREAM_THREADS), 4 * (size_t)d->c->hidden,
-               d->stream, residual(d, 0), d->c->hidden, vector_parts(d), a, b, router);
+               d->stream, residual(d, 0), d->c->hidden, vector_parts(d), a, b, router,
+               next, d->ahead / (d->n * shares));
     launched("norms");
     settled(d, 0);
 }
@@ -139,7 +141,7 @@ static void few_qkv(Device *d, const Layer *l) {
     p.from = d->few_y;
     p.out = d->qkv;
     p.pitch = of_v + l->k.rows;
-    few_norms(d, {l->input_norm, d->few_y, p.packed}, {}, {});
+    few_norms(d, {l->input_norm, d->few_y, p.packed}, {}, {}, l->q);
     few_rows(d, p, "qkv");
     const SplitRows in = few_vectors(d, d->few_y, d->c->hidden, p.packed);
     adapt_tokens(d, adapters_of(d, l).qkv, in, d->qkv, p.pitch);
@@ -195,7 +197,7 @@ static void few_mlp_norms(Device *d, const Layer *l, const FewMlp &m) {
     if (c->n_experts) router = {l->router, l->router_scale, 1 / sqrtf(c->hidden), d->score};
     few_norms(d, {l->pre_mlp_norm, d->few_y, m.packed},
               {l->pre_experts_norm, c->n_experts ? d->few_y_experts : NULL, m.packed_experts},
-              router);
+              router, l->gate);
     few_adapt_router(d, l);
 }
 
@@ -385,6 +387,7 @@ static void cuda_attend(Device *d, const Layer *host, const KvCache *kv) {
         a.vector = d->att_vector[l->global];
         a.vector_parts = vector_parts(d);
         a.packed = is_nibbles(l->o);
+        if (p.variant) a.ahead = d->ahead / (l->n_kv_heads * p.splits * p.tiles);
     }
     launch_attend(d, a, p);
 }
@@ -395,7 +398,7 @@ static void cuda_attn_out(Device *d, const Layer *host) {
     const int cols = l->o.cols;
     if (is_one(d)) {
         STREAM(d, row_kernel, row_shared(d, cols), l->o, vector, (const float *)NULL,
-               row_columns(d, cols), d->o);
+               row_columns(d, cols), d->o, l->gate);
         launched("o_proj");
     } else if (is_few(d)) few_product(d, l->o, vector, d->o, "o_proj");
     else {
@@ -411,11 +414,18 @@ static void cuda_attn_out(Device *d, const Layer *host) {
     d->rest.scalar = 1;
 }
 
+/* q of the layer behind `host`; of the last layer nothing. */
+static Weight next_q(const Device *d, const Layer *host) {
+    const ptrdiff_t i = host - d->w->layer + 1;
+    return i < d->c->n_layers ? d->layer[i].q : Weight();
+}
+
 /* One token: down of the dense MLP. */
-static void one_down(Device *d, const Layer *l) {
+static void one_down(Device *d, const Layer *host) {
+    const Layer *l = on_gpu(d, host);
     const int inner = d->c->intermediate;
     STREAM(d, row_kernel, row_shared(d, inner), l->down, d->act_vector, (const float *)NULL,
-           row_columns(d, inner), d->h1);
+           row_columns(d, inner), d->h1, next_q(d, host));
     launched("mlp down");
 }
 
@@ -447,7 +457,7 @@ static void cuda_mlp(Device *d, const Layer *host) {
                d->act_vector, d->score);
         launched("mlp");
         settled(d, 0);
-        if (!c->n_experts) one_down(d, l);
+        if (!c->n_experts) one_down(d, host);
         return;
     }
     if (is_few(d)) {
@@ -492,7 +502,9 @@ static void cuda_route(Device *d, const Layer *host) {
 }
 
 /* The experts of one token, and the dense MLP's down.  slots: only the experts that have one. */
-static void one_experts(Device *d, const Layer *l, const ExpertFormats *formats, int slots) {
+static void one_experts(Device *d, const Layer *host, int slots) {
+    const Layer *l = on_gpu(d, host);
+    const ExpertFormats *formats = &d->expert_formats[host - d->w->layer];
     const Config *c = d->c;
     const int packed = formats->packed_up, down_packed = formats->packed_down;
     STREAM(d, experts_up_kernel, up_shared(d), *l, c->eps, c->n_experts, c->top_k, c->expert_size,
@@ -500,7 +512,8 @@ static void one_experts(Device *d, const Layer *l, const ExpertFormats *formats,
            d->expert_weight, d->expert_vector, d->h1);
     launched("experts' gate and up");
     STREAM(d, experts_down_kernel, down_shared(d), *l, c->n_experts, c->top_k, c->expert_size,
-           down_packed, slots, d->score, d->expert_vector, d->h2);
+           down_packed, slots, d->score, d->expert_vector, d->h2,
+           next_q(d, host));
     launched("experts' down");
 }
 
@@ -578,7 +591,7 @@ static float *sum_on_cpu(const Device *d) {
 /* What cuda_mlp has left out. */
 static void meanwhile_dense(Device *d, const Layer *host) {
     const Layer *l = on_gpu(d, host);
-    if (is_one(d)) one_down(d, l);
+    if (is_one(d)) one_down(d, host);
     else if (is_few(d)) few_dense(d, l, few_mlp(d, l, &d->expert_formats[host - d->w->layer]));
     else many_dense(d, l);
 }
@@ -589,7 +602,7 @@ static void meanwhile_slots(Device *d, const Layer *host) {
     const ExpertFormats *formats = &d->expert_formats[host - d->w->layer];
     const int pairs = d->n * d->c->top_k;
     int *with_slot = (int *)d->score;   /* the choice has been made: score is free */
-    if (is_one(d)) return one_experts(d, l, formats, 1);
+    if (is_one(d)) return one_experts(d, host, 1);
     if (is_few(d)) {
         FewMlp m = few_mlp(d, l, formats);
         m.slots = 1;
@@ -657,7 +670,7 @@ static void cuda_experts(Device *d, const Layer *host) {
     const ExpertFormats *formats = &d->expert_formats[host - d->w->layer];
     const int layer = (int)(host - d->w->layer);
     if (is_offloaded(d, host)) fetch_await(&d->fetch, layer);
-    if (is_one(d)) one_experts(d, l, formats, 0);
+    if (is_one(d)) one_experts(d, host, 0);
     else if (is_few(d)) few_experts(d, l, few_mlp(d, l, formats));
     else many_experts(d, host, formats);
     if (learns(d, host)) {
@@ -713,7 +726,8 @@ static void launch_head(Device *d, int first, int n, const int *few) {
     else if (has_few_head(d, n)) {
         const VectorTo to = {d->final_norm, d->few_head_y, 0}, none = {};
         GPU_LAUNCH(few_norm_kernel, dim3(n), dim3(STREAM_THREADS), 4 * (size_t)c->hidden,
-                   d->stream, r, c->hidden, ROW_PARTS, to, none, Router());
+                   d->stream, r, c->hidden, ROW_PARTS, to, none, Router(), d->head,
+                   d->ahead / n);
         launched("norms");
         STREAM(d, few_head_kernel, few_head_shared(d), d->head, d->few_head_y, n, c->softcap,
                d->logits);
@@ -820,7 +834,7 @@ static void launch_post(Device *d) {
     launch_hidden(d, 0, d->h);
     int cols = d->post.cols;
     STREAM(d, row_kernel, row_shared(d, cols), d->post, (const uint16_t *)NULL, d->h,
-           row_columns(d, cols), draft_h(d));
+           row_columns(d, cols), draft_h(d), Weight());
     launched("post_projection");
 }
 
@@ -840,7 +854,7 @@ static void cuda_combine(Device *d) {
                sqrtf(d->c->backbone), d->turns);
     launched("embed");
     STREAM(d, row_kernel, row_shared(d, cols), d->pre, (const uint16_t *)NULL, d->pair,
-           row_columns(d, cols), d->x[0]);
+           row_columns(d, cols), d->x[0], Weight());
     launched("pre_projection");
 }
 

@@ -63,7 +63,7 @@ __device__ static inline float dot4(float4 a, float4 b) {
  * There are two ways.  `narrow`: x' is in the threads' registers, and so are the router's rows.
  * Otherwise (x' is too long, or the router is not BF16) x' is wide_x in shared memory.
  *   1. Before ptx_grid_wait: the weights of the norms go to the L2 cache; narrow: the router's rows
- *      go to registers.
+ *      go to registers, and `ahead` bytes of `next` to the L2 cache (bring_ahead).
  *   2. x', and the scale of its RMSNorm.
  *   3. The token's first block writes x' and its norms.
  *   4. Wide: the router's scores, a warp for a row; then the kernel ends.
@@ -72,7 +72,8 @@ __device__ static inline float dot4(float4 a, float4 b) {
 __global__ static void __launch_bounds__(STREAM_THREADS, 2)
     few_norm_kernel(const __grid_constant__ Residual r, int hidden, int parts,
                     const __grid_constant__ VectorTo a, const __grid_constant__ VectorTo b,
-                    const __grid_constant__ Router router) {
+                    const __grid_constant__ Router router, const __grid_constant__ Weight next,
+                    int ahead) {
     DYNAMIC_SHARED(float, wide_x);
     SHARED(float, red, [32]);
     SHARED(float, sums, [ROUTER_ROWS][STREAM_WARPS]);
@@ -99,6 +100,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 2)
             if (c < hidden) numbers[i / FOURS][i % FOURS] = *(const uint2 *)(data + 2 * c);
         }
     }
+    bring_ahead(next, ahead);
     ptx_grid_wait();
     ptx_grid_launch_dependents();
 
@@ -227,7 +229,8 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
             *to = sum;
             if (i == 1 && p.again) to[p.again] = sum;
         };
-        stream<DEPTH>(feed, strip, y, y, p.tokens, (Edge *)(y.at + rows * y.stride), done);
+        stream<DEPTH>(feed, strip, y, y, p.tokens, (Edge *)(y.at + rows * y.stride), done,
+                      [] {});
         __syncthreads();
     }
 }
@@ -465,7 +468,9 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 1)
         if (pair < 0) return;
         m.expert_sums[(size_t)(2 * pair + i % 2) * m.size + first_row(s, i / 2) + row] = sum;
     };
-    stream<DEPTH>(feed, f.strip, y, y_experts, m.tokens, f.edges, done);
+    stream<DEPTH>(feed, f.strip, y, y_experts, m.tokens, f.edges, done, [&] {
+        if (m.dense) bring_ahead(l.down, AHEAD);
+    });
     __syncthreads();
 
     /* 4. gelu(gate) * up. */
@@ -559,7 +564,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 1)
         const int pair = f.pair[(i - dense) * STREAMED_TOKENS + token];
         if (pair >= 0) m.expert_out[(size_t)pair * hidden + first_row(s, i - dense) + row] = sum;
     };
-    stream<DEPTH>(feed, f.strip, y, y_experts, m.tokens, f.edges, done);
+    stream<DEPTH>(feed, f.strip, y, y_experts, m.tokens, f.edges, done, [] {});
 }
 
 #endif

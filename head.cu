@@ -92,6 +92,8 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 1)
     const int whole_from = share_begin(head.rows), whole_to = share_end(head.rows);
     auto first_row = [&](int tile) { return few ? 8 * few[1 + tile] : whole_from; };
     const int packed = is_nibbles(head), tiles = few ? few[0] : 1;
+    const Normed normed = {norm, NULL, 0, packed};
+    prefetch_norms(r, head.cols, normed);
     const int from = few ? share_begin(tiles) : 0;
     const int to = few ? share_end(tiles) : 1;
     Vector y = vector_at(shared + ring_bytes(DEPTH), head.cols);
@@ -105,13 +107,12 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 1)
         __syncthreads();
         Feed feed = begin_stream<DEPTH>(shared, strip, n, false, true);
         if (base == from)
-            settle_and_norm(r, head.cols, y, {norm, NULL, 0, packed}, red, (float *)behind(y),
-                            [](int) {});
+            settle_and_norm(r, head.cols, y, normed, red, (float *)behind(y), [](int) {});
         __syncthreads();
         auto done = [&](int i, int row, float sum) {
             logits[first_row(base + i) + row] = soft_cap(sum, softcap);
         };
-        stream<DEPTH>(feed, strip, y, y, done);
+        stream<DEPTH>(feed, strip, y, y, done, [] {});
         __syncthreads();
     }
 }

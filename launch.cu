@@ -98,6 +98,7 @@ struct Device {
     int every_kind;                     /* they are those with EVERY_KIND (stream.cu) */
     int row_blocks;                     /* blocks of other kernels in which rows stream by */
     int shared_limit;                   /* bytes of dynamic shared memory that a block can have */
+    int ahead;                          /* bytes that a launch that reads little brings ahead */
     /* Several tokens: BF16 numbers that make one of theirs, in products and in attention. */
     int y_parts, attend_parts;
     int fp4_activations;                /* fp4.cu multiplies many tokens */

@@ -31,6 +31,9 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
         const Weight &up_or_router = i == 1 ? l.up : l.router;
         return i == 0 ? l.gate : up_or_router;
     };
+    const Normed normed = {l.pre_mlp_norm, n_experts ? l.router_scale : NULL, 1 / sqrtf(hidden),
+                           packed};
+    if (DEPTH < EVERY_KIND) prefetch_norms(r, hidden, normed);
     if ((int)threadIdx.x < n_strips) {
         int router = threadIdx.x == 2;
         const int column = router ? wide(hidden) : 0;
@@ -38,18 +41,17 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     }
     __syncthreads();
     Feed feed = begin_stream<DEPTH>(shared, strip, n_strips);
+    if (DEPTH > EVERY_KIND) prefetch_norms(r, hidden, normed);
     Vector y = vector_at(shared + ring_bytes(DEPTH), (n_experts ? 2 : 1) * wide(hidden));
     float *sums = (float *)behind(y);
-    const float *router_scale = n_experts ? l.router_scale : NULL;
-    settle_and_norm(r, hidden, y, {l.pre_mlp_norm, router_scale, 1 / sqrtf(hidden), packed}, red,
-                    sums, [](int) {});
+    settle_and_norm(r, hidden, y, normed, red, sums, [](int) {});
     __syncthreads();
     const int first_score = share_begin(n_experts);
     auto done = [&](int i, int row, float sum) {
         if (i == 2) score[first_score + row] = sum;
         else sums[i * rows + row] = sum;
     };
-    stream<DEPTH>(feed, strip, y, y, done);
+    stream<DEPTH>(feed, strip, y, y, done, [&] { bring_ahead(l.down, AHEAD); });
     __syncthreads();
     for (int i = threadIdx.x; i < rows; i += STREAM_THREADS)
         put_global(act, vector_stride(l.down.cols), from + i, gelu_times(sums[i], sums[rows + i]),
@@ -190,13 +192,14 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     SHARED(float, red, [32]);
     const int hidden = l.down.rows, inner = l.down.cols;
     const Choice c = choice_at(shared + ring_bytes(DEPTH), top_k);
-    if (threadIdx.x == 0) c.strip[0] = share_of(l.down, 0, is_nibbles(l.down));
-    __syncthreads();
-    Feed feed = begin_stream<DEPTH>(shared, c.strip, 1, true);
+    prefetch(l.pre_experts_norm, hidden);
     prefetch(l.per_expert_scale, n_experts);
     prefetch((const float *)l.expert_gate, n_experts * (int)sizeof(Weight) / 4);
     prefetch((const float *)l.expert_up, n_experts * (int)sizeof(Weight) / 4);
     prefetch((const float *)l.expert_down, n_experts * (int)sizeof(Weight) / 4);
+    if (threadIdx.x == 0) c.strip[0] = share_of(l.down, 0, is_nibbles(l.down));
+    __syncthreads();
+    Feed feed = begin_stream<DEPTH>(shared, c.strip, 1, true);
     Vector down_y = vector_at(shared + ring_bytes(DEPTH) + choice_bytes(top_k), inner);
     Vector y = vector_at(behind(down_y), hidden);
     float *sums = (float *)behind(y);
@@ -244,7 +247,16 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
             sums[(i - 1) % 2 * rows + first + row] = sum;
         }
     };
-    stream<DEPTH>(feed, c.strip, down_y, y, done);
+    /* Each warp brings the first bytes of an expert's downs, which the next kernel reads. */
+    auto ahead = [&] {
+        const int k = threadIdx.x / 32, i = threadIdx.x % 32;
+        if (k >= top_k || c.expert[k] < 0) return;
+        const Weight &w = l.expert_down[c.expert[k]];
+        const int lines = (share_end(hidden) - first_h1) * row_bytes(w) / 128;
+        const uint8_t *from = w.data + (size_t)first_h1 * row_bytes(w);
+        if (i < lines) ptx_prefetch_l2(from + 128 * i);
+    };
+    stream<DEPTH>(feed, c.strip, down_y, y, done, ahead);
     __syncthreads();
     for (int i = threadIdx.x; i < rows; i += STREAM_THREADS) {
         const int k = (from + i) / size, column = k * wide(size) + from + i - k * size;
@@ -256,14 +268,15 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
 
 /* One token: h2 [hidden] = the sum over the chosen experts of down . expert_act.  Every block makes
  * the choice once more, before the kernel ahead has ended: the scores are from the kernel ahead of
- * that one.  slots: as in experts_up_kernel.  expert_act is read after ptx_grid_wait.
+ * that one.  slots: as in experts_up_kernel.  expert_act is read after ptx_grid_wait.  next: see
+ * bring_ahead.
  * grid: a block for each multiprocessor; STREAM_THREADS threads; dynamic shared memory: the ring,
  * choice_bytes, a Vector of top_k * wide(size) columns, floats [top_k][rows of the block]. */
 template <int DEPTH>
 __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     experts_down_kernel(const __grid_constant__ Layer l, int n_experts, int top_k, int size,
                         int packed, int slots, const float *score, const uint16_t *expert_act,
-                        float *h2) {
+                        float *h2, const __grid_constant__ Weight next) {
     DYNAMIC_SHARED(uint8_t, shared);
     const Choice c = choice_at(shared + ring_bytes(DEPTH), top_k);
     const int hidden = l.down.rows, from = share_begin(hidden), rows = share_end(hidden) - from;
@@ -288,7 +301,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     ptx_cp_async_wait<0>();
     __syncthreads();
     auto done = [&](int k, int row, float sum) { sums[k * rows + row] = sum; };
-    stream<DEPTH>(feed, c.strip, y, y, done);
+    stream<DEPTH>(feed, c.strip, y, y, done, [&] { bring_ahead(next, AHEAD); });
     __syncthreads();
     for (int row = threadIdx.x; row < rows; row += STREAM_THREADS) {
         float sum = 0;

@@ -34,6 +34,8 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
         const Weight &k_or_v = i == 1 ? l.k : l.v;
         return i == 0 ? l.q : k_or_v;
     };
+    const Normed normed = {l.input_norm, NULL, 0, packed};
+    if (DEPTH < EVERY_KIND) prefetch_norms(r, hidden, normed);
     if ((int)threadIdx.x < n_strips) {
         const int i = threadIdx.x, of_k = l.q.rows;
         const int of_k_or_v = i == 1 ? of_k : of_k + l.k.rows, of = i == 0 ? 0 : of_k_or_v;
@@ -42,16 +44,16 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     }
     __syncthreads();
     Feed feed = begin_stream<DEPTH>(shared, strip, n_strips);
+    if (DEPTH > EVERY_KIND) prefetch_norms(r, hidden, normed);
     Vector y = vector_at(shared + ring_bytes(DEPTH), hidden);
     const auto nothing_else = [](int) {};
-    settle_and_norm(r, hidden, y, {l.input_norm, NULL, 0, packed}, red, (float *)behind(y),
-                    nothing_else);
+    settle_and_norm(r, hidden, y, normed, red, (float *)behind(y), nothing_else);
     __syncthreads();
     auto done = [&](int i, int row, float sum) {
         qkv[to[i] + row] = sum;
         if (i && !l.v.data) qkv[to[i] + row + l.k.rows] = sum;
     };
-    stream<DEPTH>(feed, strip, y, y, done);
+    stream<DEPTH>(feed, strip, y, y, done, [] {});
 }
 
 /* ---- the cache ---- */

@@ -292,10 +292,21 @@ typedef struct {
     int packed;
 } Normed;
 
+/* Begins to bring the weights of settle_and_norm's norms into the L2 cache.  A kernel calls it
+ * before begin_stream, as they would come after the whole ring otherwise; with EVERY_KIND behind
+ * it, as registers are few there. */
+__device__ static inline void prefetch_norms(const Residual &r, int hidden, const Normed &n) {
+    prefetch(r.norm_a, hidden);
+    prefetch(r.norm_b, hidden);
+    prefetch(r.a ? r.norm : NULL, hidden);
+    prefetch(n.norm, hidden);
+    prefetch(n.norm2, hidden);
+}
+
 /* settle_and_norm for a vector that fits into the block's registers (spare_floats is 0).  Loads are
  * begun as early as they may be, so that the block waits for memory as few times as it can:
- *   1. Before ptx_grid_wait the weights of the norms, which are always there.  The two that are
- *      needed first go to registers, the others to the L2 cache.
+ *   1. Before ptx_grid_wait the weights of the norms, which are always there.  prefetch_norms has
+ *      begun to bring all of them; the two that are needed first go to registers.
  *   2. After it x and what is to be added to x.
  *   3. The sum of squares of the two MLPs' outputs, and their norms, at the end of a layer with
  *      experts.
@@ -309,9 +320,6 @@ __device__ static inline void settle_narrow(const Residual &r, int hidden, const
         norm_a = load_fours(r.norm_a, hidden);
         norm_b = load_fours(r.norm_b, hidden);
     }
-    prefetch(r.a ? r.norm : NULL, hidden);
-    prefetch(n.norm, hidden);
-    prefetch(n.norm2, hidden);
     ptx_grid_wait();
     ptx_grid_launch_dependents();
     Fours x = load_fours(r.x, hidden);
@@ -544,6 +552,9 @@ __device__ static inline Feed begin_stream(uint8_t *rings, const Strip *strip, i
     f.ring = rings + threadIdx.x / 32 * units_of_ring(DEPTH) * unit_shared(DEPTH);
     aim<DEPTH>(f, strip, false);
     fill<DEPTH>(f, strip, more);
+    /* The ring is full: the next four units of the run come as far as the L2 cache. */
+    const int t = threadIdx.x % 4;
+    if (t < f.run && f.rest > 0) ptx_prefetch_l2(f.data + (UNIT_BYTES - 16) * t);
     return f;
 }
 
@@ -836,21 +847,44 @@ __device__ static inline void multiply_run(Feed &feed, uint8_t *&slot, uint8_t *
     free = before;
 }
 
+/* ---- what the next kernel reads first ---- */
+
+/* Bytes that a block of a kernel that streams weights brings into the L2 cache for the next kernel.
+ * The memory would rest from the end of the one kernel's loads to the beginning of the next one's,
+ * which takes 3 to 4 microseconds where two kernels do not fit on a multiprocessor; 24 KB of each
+ * multiprocessor are what an RTX 4090 reads in that time, and at most half of a GPU's L2 cache.  To
+ * tune it, compare bench/gpusim --gpu 4090 --step decode. */
+#define AHEAD (24 << 10)
+
+/* Begins to bring the first n bytes of this block's share of w, which a later kernel reads, into
+ * the L2 cache.  A kernel calls it when its own loads have been begun.  The threads that call it
+ * share the lines.  w.data NULL: nothing. */
+__device__ static inline void bring_ahead(const Weight &w, int n) {
+    if (!w.data) return;
+    const unsigned blocks = gridDim.x * gridDim.y, block = blockIdx.x + gridDim.x * blockIdx.y;
+    const unsigned lines = (unsigned)((size_t)w.rows * row_bytes(w) / UNIT_BYTES);
+    const int share = (int)(lines / blocks);
+    const uint8_t *from = w.data + (size_t)UNIT_BYTES * share * block;
+    for (int i = threadIdx.x; i < share && i < n / UNIT_BYTES; i += blockDim.x)
+        ptx_prefetch_l2(from + UNIT_BYTES * i);
+}
+
 /* Multiplies all that the feed fetches, from the beginning.  done(strip, row, token, sum) gets the
  * sum of each row of each strip for each token, once, in one thread.  y and then_y are the vectors
  * of the two spans.
  *   1. Each warp multiplies its spans.  If it has all units of eight rows, their sums are done.
  *      The first and the last eight rows of a span may be shared with other warps: those sums go to
  *      `edges`.
- *   2. After a barrier the partial sums of such rows are added up, in the order of the warps, so
+ *   2. ahead(), which brings what the next kernel reads first.
+ *   3. After a barrier the partial sums of such rows are added up, in the order of the warps, so
  *      that the bits are the same in every run.
  * edges: [n_edges(tokens.n)] in shared memory.  The whole block calls it, after a barrier behind
  * the writing of the vectors.  What `done` wrote to shared memory may be read after another
  * barrier. */
-template <int DEPTH, class Done>
+template <int DEPTH, class Done, class Ahead>
 __device__ static inline void stream(Feed &feed, const Strip *strip, const Vector &y,
                                      const Vector &then_y, const Tokens &tokens, Edge *edges,
-                                     Done done) {
+                                     Done done, Ahead ahead) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int part = lane / 4 < tokens.n * tokens.parts ? lane / 4 : 0;
     const int token = tokens.parts == 1 ? lane / 4 : lane / 4 / ROW_PARTS;
@@ -941,6 +975,7 @@ __device__ static inline void stream(Feed &feed, const Strip *strip, const Vecto
             while (left && !strip[which].rows);
         }
     }
+    ahead();
     /* What fetch began when all was fetched must not end after the copies of a next begin_stream. */
     ptx_cp_async_wait<0>();
     __syncthreads();
@@ -962,12 +997,12 @@ __device__ static inline void stream(Feed &feed, const Strip *strip, const Vecto
 }
 
 /* One token: done(strip, row, sum). */
-template <int DEPTH, class Done>
+template <int DEPTH, class Done, class Ahead>
 __device__ static inline void stream(Feed &feed, const Strip *strip, const Vector &y,
-                                     const Vector &then_y, Done done) {
+                                     const Vector &then_y, Done done, Ahead ahead) {
     SHARED(Edge, edges, [2 * STREAM_WARPS * 2]);
     stream<DEPTH>(feed, strip, y, then_y, {1, ROW_PARTS}, edges,
-                  [&](int i, int row, int, float sum) { done(i, row, sum); });
+                  [&](int i, int row, int, float sum) { done(i, row, sum); }, ahead);
 }
 
 /* s, a strip of w's rows, cut down to columns c … c + columns - 1, or fewer at the rows' end.  c
@@ -992,7 +1027,7 @@ __device__ static inline Strip columns_of(Strip s, const Weight &w, int c, int c
 template <int DEPTH>
 __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     row_kernel(const __grid_constant__ Weight w, const uint16_t *from, const float *in,
-               int columns, float *out) {
+               int columns, float *out, const __grid_constant__ Weight next) {
     DYNAMIC_SHARED(uint8_t, shared);
     SHARED(Strip, strip, [1]);
     const int packed = is_nibbles(w), first = share_begin(w.rows);
@@ -1013,7 +1048,8 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
         auto done = [&](int, int row, float sum) {
             out[first + row] = c ? out[first + row] + sum : sum;
         };
-        stream<DEPTH>(feed, strip, y, y, done);
+        stream<DEPTH>(feed, strip, y, y, done,
+                      [&] { bring_ahead(next, AHEAD); });
         __syncthreads();
     }
 }

@@ -13,6 +13,7 @@ BF16, FP8, NVFP4, INT4 = 2, 4, 5, 6             # DType; checked against safeten
 LAYOUTS = {'nvidia': (BF16, BF16, NVFP4), 'fp4': (NVFP4, NVFP4, NVFP4), 'mixed': (FP8, NVFP4, NVFP4), 'fp8': (FP8, FP8, FP8), 'int4': (INT4, INT4, INT4)}
 THREADS, WARPS, GEMM_SHARED, JOIN, CHUNK = 256, 8, 96 * 1024, 17, 2048
 JOINED_BY_BLOCK, JOINED_NUMBERS = 1024, 128     # attention.cu
+AHEAD = 24 << 10                                # stream.cu
 STREAM_WARPS, DEEP, SHALLOW = 12, 5, 3         # stream.cu
 
 
@@ -66,7 +67,7 @@ def pack(arguments, types):
 
 
 class Memory:
-    def __init__(self): self.at = {'cold': 0x100000000000, 'warm': 0x300000000000, 'real': 0x500000000000}; self.contents = []; self.needed = 0
+    def __init__(self): self.at = {'cold': 0x100000000000, 'warm': 0x300000000000, 'real': 0x500000000000}; self.contents = []; self.needed = 0; self.ahead = []
     def take(self, kind, n):
         a = self.at[kind]
         self.at[kind] += ceil(max(n, 1), 256) * 256
@@ -76,6 +77,18 @@ class Memory:
     def warm(self, n): return self.take('warm', n)
     def real(self, b): a = self.take('real', len(b)); self.contents.append((a, bytes(b))); return a
     def zeros(self, n): return self.real(bytes(n))
+
+
+    def ahead_of(self, w, blocks, n=AHEAD):
+        """What bring_ahead (stream.cu) brings of w, n bytes of each block: [(address, bytes)]."""
+        share = w.rows * padded(w.cols) * {BF16: 4, FP8: 2, NVFP4: 1, INT4: 1}[w.dtype] // 2 // 128 // blocks * 128
+        return [(w.data + share * b, min(n // 128 * 128, share)) for b in range(blocks)]
+    # What the launch brings for a later one; what an earlier one has brought into the L2 for it.
+    def brings(self, regions): self.needed += len(lines(regions) - lines(self.ahead)) * 128
+    def has(self, regions): self.needed -= len(lines(regions) - lines(self.ahead)) * 128; self.ahead += regions
+
+
+def lines(regions): return {at // 128 for a, n in regions for at in range(a, a + n, 128)}
 
 
 class Launch:
@@ -92,7 +105,7 @@ class Launch:
 
 class Model:
     def __init__(self, layout, types, gpu, context):
-        self.t, self.gpu, self.context = types, gpu, context
+        self.t, self.gpu, self.context, self.of_attend = types, gpu, context, {}
         self.dense, self.mlp, self.expert = LAYOUTS[layout]         # dense: of attention
         self.every_kind = not {self.dense, self.mlp, self.expert} <= {BF16, NVFP4}
         self.blocks, self.limit = 2 * gpu['sms'], gpu['shared_limit'] - 1024
@@ -128,6 +141,7 @@ class Model:
         table, before = [self.weight(m, self.expert, rows, cols) for _ in range(EXPERTS)], m.needed
         self.weight(m, self.expert, rows, cols, 1)
         m.needed = before + used * (m.needed - before) * int(read)
+        self.chosen = table[:TOP]
         return m.real(b''.join(map(bytes, table)))
 
     def residual(self, m, l, end, place=None, n=1):
@@ -177,6 +191,9 @@ class Model:
         a = self.Attend(l=l, kv=cache, eps=EPS, n_heads=HEADS, window=WINDOW, n=n, pos=m.real(struct.pack('<q', self.context)), qkv=m.warm(4 * n * (HEADS + 2 * kv) * hd),
                         turn=m.warm(8 * n * hd // 2), vector=m.warm(vector_bytes(HEADS * hd, max(n, 3))) if n <= 8 else 0, vector_parts=3 if n == 1 else 1, splits=splits, unsplit=whole, joined_apart=apart, partial=m.warm(4 * every * row_tiles * kv * 16 * rw * (hd + 2)), ticket=m.zeros(4 * every * row_tiles * kv), out=m.warm(4 * n * HEADS * hd))
         flop = 4 * n * (self.context + n / 2 if kind == 'global' else min(WINDOW, self.context + n / 2)) * HEADS * hd
+        if n <= 8:
+            self.of_attend[kind], a.ahead = grid[0] * grid[1], self.gpu['l2_size'] // 8 // (grid[0] * grid[1])
+            m.brings(m.ahead_of(l.o, self.of_attend[kind], a.ahead))
         out = [Launch('attend ' + kind, kernel, grid, 32 * rw * cw, shared, [('Attend', a)], m,
                       sample=10 ** 6 if n <= 16 else 4, flop=flop, **{step: per})]
         if apart: out.append(Launch('join ' + kind, '18join_attend_kernel', (ceil(numbers, JOINED_NUMBERS), units - whole), 256, 0,
@@ -190,6 +207,9 @@ class Model:
         """A kernel of stream.cu: one block for each multiprocessor."""
         return Launch(name, '%sILi%dE' % (kernel, self.depth + 16 * self.every_kind), (self.gpu['sms'],), 32 * STREAM_WARPS, self.ring + shared, arguments, m, **per)
 
+    def has_many(self, m, w, blocks): m.has(m.ahead_of(w, blocks, self.gpu['l2_size'] // 8 // blocks))
+    def has(self, m, w): m.has(m.ahead_of(w, self.gpu['sms']))
+    def brings(self, m, w): m.brings(m.ahead_of(w, self.gpu['sms']))
     def share(self, n, rows): return 4 * n * (rows // self.gpu['sms'] + 1)
 
     def decode(self):
@@ -204,22 +224,30 @@ class Model:
         for kind, n in LAYERS.items():
             hd, kv = (512, 2) if kind == 'global' else (256, 8)
             m = Memory(); l = self.layer(m, kind, 'q', 'k', 'v')
+            self.has(m, l.q)
             add('qkv ' + kind, '10qkv_kernel', vector_bytes(HIDDEN),
                 [('Layer', l), ('Residual', self.residual(m, l, 'layer')), ('pointer', m.warm(4 * 48 * 512))], m, n)
             out += self.attend(kind, 1, s, n)
             m = Memory()
-            add('o ' + kind, '10row_kernel', vector_bytes(HEADS * hd), [('Weight', self.weight(m, self.dense, HIDDEN, HEADS * hd, 1)), ('pointer', m.warm(vector_bytes(HEADS * hd))),
-                ('pointer', 0), ('int', 65536), ('pointer', m.warm(4 * HIDDEN))], m, n)
+            o, gate = self.weight(m, self.dense, HIDDEN, HEADS * hd, 1), self.weight(m, self.mlp, INNER, HIDDEN)
+            self.has_many(m, o, self.of_attend[kind]); self.brings(m, gate)
+            add('o ' + kind, '10row_kernel', vector_bytes(HEADS * hd), [('Weight', o), ('pointer', m.warm(vector_bytes(HEADS * hd))),
+                ('pointer', 0), ('int', 65536), ('pointer', m.warm(4 * HIDDEN)), ('Weight', gate)], m, n)
         m = Memory(); l = self.layer(m, 'sliding', 'gate', 'up', 'router')
+        self.has(m, l.gate); self.brings(m, l.down)
         add('mlp', '15mlp_rows_kernel', vector_bytes(2 * HIDDEN) + self.share(2, INNER), [('Layer', l), ('Residual', self.residual(m, l, 'attention')),
             ('int', EXPERTS), ('pointer', m.warm(vector_bytes(INNER))), ('pointer', m.warm(4 * EXPERTS))], m, 30)
         m = Memory(); l = self.layer(m, 'sliding', 'down', 'expert_gate', 'expert_up')
+        share, downs = HIDDEN // self.gpu['sms'] * padded(SIZE) // 2, lambda: [(x.data + share * b, min(share // 128 * 128, 4096)) for x in self.chosen for b in range(self.gpu['sms'])]
+        self.has(m, l.down); m.brings(downs())
         add('experts up', '17experts_up_kernel', vector_bytes(HIDDEN) + vector_bytes(INNER) + choice_bytes(TOP) + self.share(2, TOP * SIZE),
             [('Layer', l), ('float', EPS), ('int', EXPERTS), ('int', TOP), ('int', SIZE), ('int', 1), ('int', 1), ('int', 0), ('pointer', m.warm(4 * HIDDEN)), ('pointer', m.warm(4 * EXPERTS)),
              ('pointer', m.warm(vector_bytes(INNER))), ('pointer', m.warm(4 * TOP)), ('pointer', m.warm(4 * TOP)), ('pointer', m.warm(vector_bytes(TOP * wide(SIZE)))), ('pointer', m.warm(4 * HIDDEN))], m, 30)
         m = Memory(); l = self.layer(m, 'sliding', 'expert_down')
+        q = self.weight(m, self.dense, HEADS * 256, HIDDEN)
+        m.has(downs()); self.brings(m, q)
         add('experts down', '19experts_down_kernel', vector_bytes(TOP * wide(SIZE)) + choice_bytes(TOP) + self.share(TOP, HIDDEN), [('Layer', l), ('int', EXPERTS), ('int', TOP), ('int', SIZE), ('int', 1), ('int', 0),
-            ('pointer', m.warm(4 * EXPERTS)), ('pointer', m.warm(vector_bytes(TOP * wide(SIZE)))), ('pointer', m.warm(4 * HIDDEN))], m, 30)
+            ('pointer', m.warm(4 * EXPERTS)), ('pointer', m.warm(vector_bytes(TOP * wide(SIZE)))), ('pointer', m.warm(4 * HIDDEN)), ('Weight', q)], m, 30)
         out += self.head(s, 1)
         return out
 
@@ -267,12 +295,14 @@ class Model:
             out[-1].sample = 3
         elif n <= 4 and vector_bytes(HIDDEN, 12) <= self.limit + 1024 - 5120 - self.ring:       # has_few_head
             y = m.warm(vector_bytes(HIDDEN, 12))
+            self.has_many(m, w, n)
             out.append(self.stream('head of %d' % n, '15few_head_kernel', vector_bytes(HIDDEN, 12), [('Weight', w), ('pointer', y), ('int', n), ('float', 30), ('pointer', m.warm(4 * n * VOCAB))], m, **{s: per}))
             out[-1].sample = 3
             m = Memory(); l = self.layer(m, 'sliding')
-            to = self.VectorTo(norm=m.cold(4 * HIDDEN), to=m.warm(vector_bytes(HIDDEN, 12)))
+            to, next = self.VectorTo(norm=m.cold(4 * HIDDEN), to=m.warm(vector_bytes(HIDDEN, 12))), self.weight(m, BF16, VOCAB, HIDDEN)
+            m.brings(m.ahead_of(next, n, self.gpu['l2_size'] // 8 // n))
             out.insert(0, Launch('norm before head', '15few_norm_kernel8', (n, 1), 32 * STREAM_WARPS, 4 * HIDDEN, [('Residual', self.residual(m, l, 'attention', b'', n)), ('int', HIDDEN), ('int', 3),
-                       ('VectorTo', to), ('VectorTo', self.VectorTo()), ('Router', self.Router())], m, sample=10 ** 6, **{s: per}))
+                       ('VectorTo', to), ('VectorTo', self.VectorTo()), ('Router', self.Router()), ('Weight', next), ('int', self.gpu['l2_size'] // 8 // n)], m, sample=10 ** 6, **{s: per}))
         else:
             out.append(self.product('head of %d' % n, w, None, n, 3, m, s, per, softcap=30))
         values = random.Random(1)
@@ -325,12 +355,14 @@ class Model:
         used = len(set(e for of in route for e in of))
         score = b''.join(struct.pack('<%df' % EXPERTS, *(8 - of.index(e) * .5 if e in of else 0 for e in range(EXPERTS))) for of in route)
         tokens = self.Tokens(n=n, parts=1)
-        def norms(name, end, per, many, router):
+        def norms(name, end, per, many, router, rows, cols, dtype):
             m = Memory(); l = self.layer(m, 'sliding')
+            next, blocks = self.weight(m, dtype, rows, cols), n * (EXPERTS // 4 if router else 1)
+            m.brings(m.ahead_of(next, blocks, self.gpu['l2_size'] // 8 // blocks))
             to = [self.VectorTo(norm=m.cold(4 * HIDDEN), to=m.warm(vector_bytes(HIDDEN, n)), packed=0) for _ in range(many)] + [self.VectorTo()]
             r = self.Router(w=l.router, scale=l.router_scale, factor=1, score=m.warm(4 * n * EXPERTS)) if router else self.Router()
             out.append(Launch(name, '15few_norm_kernel8', (n, EXPERTS // 4 if router else 1), 32 * STREAM_WARPS, 4 * HIDDEN, [('Residual', self.residual(m, l, end, b'', n)), ('int', HIDDEN), ('int', 1),
-                       ('VectorTo', to[0]), ('VectorTo', to[1]), ('Router', r)], m, sample=10 ** 6, **{s: per}))
+                       ('VectorTo', to[0]), ('VectorTo', to[1]), ('Router', r), ('Weight', next), ('int', self.gpu['l2_size'] // 8 // blocks)], m, sample=10 ** 6, **{s: per}))
             out[-1].early = end == 'attention'
         def rows(name, weights, per, m, again=0):
             cols, columns = weights[0].cols, wide(weights[0].cols)
@@ -342,14 +374,17 @@ class Model:
             out.append(self.stream(name, '15few_rows_kernel', vector_bytes(columns, n) + edge_bytes(n), [('Rows', p)], m, **{s: per}))
         for kind, per in LAYERS.items():
             hd, kv = (512, 2) if kind == 'global' else (256, 8)
-            norms('norm before qkv', 'layer', per, 1, False)
+            norms('norm before qkv', 'layer', per, 1, False, HEADS * hd, HIDDEN, self.dense)
             m = Memory()
             w = [self.weight(m, self.dense, HEADS * hd, HIDDEN, 1)] + [self.weight(m, self.dense, kv * hd, HIDDEN, 1) for _ in range(1 if kind == 'global' else 2)]
+            self.has_many(m, w[0], n)
             rows('q, k, v ' + kind, w, per, m, kv * hd if kind == 'global' else 0)
             if n * HEADS // kv > 16: out.append(self.rope(kind, n, s, per))
             out += self.attend(kind, n, s, per)
-            m = Memory(); rows('o ' + kind, [self.weight(m, self.dense, HIDDEN, HEADS * hd, 1)], per, m)
-        norms('norms, router', 'attention', 30, 2, True)
+            m = Memory(); o = self.weight(m, self.dense, HIDDEN, HEADS * hd, 1)
+            self.has_many(m, o, self.of_attend[kind])
+            rows('o ' + kind, [o], per, m)
+        norms('norms, router', 'attention', 30, 2, True, INNER, HIDDEN, self.mlp)
         most = min(n * TOP, EXPERTS) // sms + 2
         few_bytes = edge_bytes(n) + (2 + 2 * most) * 48 + most * 32 + EXPERTS * 12 + 16
         distinct = sorted(set(e for of in route for e in of))
@@ -360,6 +395,8 @@ class Model:
         together = up(1) <= room and down(1) <= room
         def mlp(name, kernel, shared, dense, experts, *read):
             m = Memory(); l = self.layer(m, 'sliding', *read, used=used)
+            if 'gate' in read: self.has_many(m, l.gate, n * (EXPERTS // 4)); self.brings(m, l.down)
+            if 'down' in read: self.has(m, l.down)
             f = self.FewMlp(tokens=tokens, n_experts=EXPERTS * experts, top_k=TOP, size=SIZE, dense=dense, packed=int(self.dense == NVFP4), packed_down=int(self.dense == NVFP4), packed_experts=1, packed_experts_down=1,
                             score=m.real(score), y=m.warm(vector_bytes(HIDDEN, n)), y_experts=m.warm(vector_bytes(HIDDEN, n)), sums=m.warm(8 * n * INNER), expert_sums=m.warm(8 * n * TOP * SIZE),
                             act=m.warm(vector_bytes(INNER, n)), expert_act=m.warm(vector_bytes(SIZE, n * TOP)), expert=m.warm(4 * n * TOP), weight=m.warm(4 * n * TOP), routes=m.real(routes),

@@ -59,6 +59,7 @@ static void prepare(Ins &p) {
     else if (b == "S2UR") b = "S2R", p.uniform = 1;
     else if (b == "VOTEU") b = "VOTE", p.uniform = 1;
     else if (b == "CREDUX") b = "REDUX";
+    else if (b == "BRXU") b = "BRX";
     else if (b == "UP2UR") b = "P2R", p.uniform = 1;
     else if (b == "R2UR" || b == "REDUX") {}
     else if (b[0] == 'U' && b != "USETMAXREG") b = b.substr(1), p.uniform = 1;
@@ -233,7 +234,7 @@ static int conflicts(const u64 a[32], u32 m, int bytes) {
 static double dram_free, dram_rate;
 static std::vector<u64> fetched;                /* a bit for each sector of 32 bytes of COLD */
 static std::unordered_map<u64, i64> under_way;  /* sector -> when it comes */
-static size_t l1_lines;
+static size_t l1_lines, most_under_way = 200000;
 static i64 load_time(SM &s, double t, const u64 a[32], u32 m, int bytes, bool keep, bool store, bool *memory) {
     u64 sector[128]; int n = 0;
     LANES if (m >> i & 1) for (u64 q = a[i] >> 5; q <= (a[i] + bytes - 1) >> 5; q++) {
@@ -258,7 +259,10 @@ static i64 load_time(SM &s, double t, const u64 a[32], u32 m, int bytes, bool ke
                 s.dram += 32;
                 r = std::max((i64)s.l2, (i64)dram_free) + (i64)gpu.dram_latency;
                 under_way[sector[j]] = r;
-                if (under_way.size() > 200000) for (auto k = under_way.begin(); k != under_way.end();) k = k->second < now ? under_way.erase(k) : ++k;
+                if (under_way.size() > most_under_way) {
+                    for (auto k = under_way.begin(); k != under_way.end();) k = k->second < now ? under_way.erase(k) : ++k;
+                    most_under_way = std::max((size_t)200000, 2 * under_way.size());
+                }
             } else { auto u = under_way.find(sector[j]); if (u != under_way.end()) r = std::max(r, u->second); }
         }
         ready = std::max(ready, r);
@@ -471,7 +475,9 @@ static void execute(SM &s, Warp &w, int q) {
         if (!m || p.op.find(".PF2") == std::string::npos) break;
         Operand line = o[0]; line.flags |= 8;           /* a register pair, though the listing does not say so */
         addresses(w, line, ad); LANES ad[i] &= ~127ull;
-        load_time(s, lsu(1), ad, m, 128, false, false, &memory); memory = false; break;
+        const double before = s.l2;
+        load_time(s, lsu(1), ad, m, 128, false, false, &memory); memory = false;
+        s.l2 = before + (s.l2 - before) / 4; break;     /* a line is asked for, and does not come to the multiprocessor */
     }
     case LDG: case LD: case LDL: {
         if (!m) break; addresses(w, o[1].kind == MEM ? o[1] : o[2], ad); int words = std::max(1, p.bytes / 4), sub = std::min(4, p.bytes);
@@ -530,11 +536,12 @@ static void execute(SM &s, Warp &w, int q) {
 int main(int argc, char **argv) {
     FILE *f = fopen(argv[1], "rb"); if (!f || argc < 2) return 1;
     char word[256]; std::string what; int n; std::map<std::string, double> job;
-    while (fscanf(f, "%255s", word) == 1) {     /* "gpu NAME VALUE", "job NAME VALUE", "bank B N <bytes>", "buffer ADDRESS N <bytes>", "special N names", "code N instructions" */
+    while (fscanf(f, "%255s", word) == 1) {     /* "gpu NAME VALUE", "job NAME VALUE", "bank B N <bytes>", "buffer ADDRESS N <bytes>", "fetched ADDRESS N" (in the L2), "special N names", "code N instructions" */
         what = word;
         if (what == "gpu" || what == "job") { double v; if (fscanf(f, "%255s %lf", word, &v) != 2) return 1; if (what == "gpu") set_constant(word, v); else job[word] = v; }
         else if (what == "bank") { int b; if (fscanf(f, "%d %d", &b, &n) != 2) return 1; fgetc(f); auto &t = b ? bank2 : bank0; t.resize(n); if (n && fread(&t[0], 1, n, f) != (size_t)n) return 1; }
         else if (what == "buffer") { unsigned long long a; if (fscanf(f, "%llu %d", &a, &n) != 2) return 1; fgetc(f); buffers.push_back({a, std::vector<uint8_t>(n)}); if (fread(&buffers.back().data[0], 1, n, f) != (size_t)n) return 1; }
+        else if (what == "fetched") { unsigned long long a; if (fscanf(f, "%llu %d", &a, &n) != 2) return 1; for (u64 at = a; at < a + n; at += 32) { u64 bit = (at - COLD) >> 5; if (bit / 64 >= fetched.size()) fetched.resize(bit / 64 + (1 << 20)); fetched[bit / 64] |= (u64)1 << bit % 64; } }
         else if (what == "special") { if (fscanf(f, "%d", &n) != 1) return 1; for (int i = 0; i < n && fscanf(f, "%255s", word) == 1; i++) specials.push_back(word); }
         else if (what == "code") {
             if (fscanf(f, "%d", &n) != 1) return 1;
@@ -617,7 +624,7 @@ int main(int argc, char **argv) {
     /* Blocks differ by their number: the sum over all multiprocessors by the trapezoid rule over the simulated ones. */
     auto sum = [&](double SM::*what) { double t = 0; for (SM &s : S) t += s.*what; return n_sm < 3 || n_sm == busy ? t / share : (t - (S[0].*what + S[n_sm - 1].*what) / 2) * busy / (n_sm - 1); };
     double end = (double)std::max<i64>(1, done_time);
-    printf("cycles %.0f us %.3f dram %.0f issued %.0f ipc %.3f first_mma_us %.3f mean_end %.3f mma %.3f lsu %.3f wait_memory %.3f wait_barrier %.3f wait_other %.3f sampled %d busy %d", end, end / gpu.ghz / 1000, sum(&SM::dram), sum(&SM::issued),
+    printf("backlog_us %.3f cycles %.0f us %.3f dram %.0f issued %.0f ipc %.3f first_mma_us %.3f mean_end %.3f mma %.3f lsu %.3f wait_memory %.3f wait_barrier %.3f wait_other %.3f sampled %d busy %d", (dram_free - end) / gpu.ghz / 1000, end, end / gpu.ghz / 1000, sum(&SM::dram), sum(&SM::issued),
            issued / end / n_sm, first_n ? first_sum / first_n / gpu.ghz / 1000 : 0, mean_end / end, mma_busy / end / n_sm / 4, lsu_busy / end / n_sm, idle[0] / end / n_sm / 4, idle[1] / end / n_sm / 4, idle[2] / end / n_sm / 4, n_sm, busy);
     printf(" classes"); for (int k = 0; k <= FP64; k++) printf(",%.3f", class_count[k] / std::max<i64>(1, issued));
     for (auto &u : unknown) printf(" unknown %s=%d", u.first.c_str(), u.second);
