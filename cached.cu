@@ -154,8 +154,8 @@ static void cached_count(Cached *k, const int *count, cudaStream_t stream) {
     check(cudaEventRecord(k->counted, stream), "counts");
 }
 
-/* Behind cached_count, when all that multiplies with the experts of `layer` has been launched, for n
- * tokens: the experts that are most popular get the slots.  list [gate, up, down][n_experts]: the
+/* Behind cached_count, when all that multiplies with the experts of `layer` has been launched, for
+ * n tokens: the experts that are most popular get the slots.  list [gate, up, down][n_experts]: the
  * layer's experts in the GPU's memory, fetched or in slots. */
 static void cached_learn(Cached *k, int layer, int n, const Weight *list, cudaStream_t stream) {
     const int experts = k->slots.n_experts;

@@ -1198,7 +1198,8 @@ static int refuse_formats(Model *m, Error *err) {
 static int is_spare(const Model *m, const char *name) {
     /* Scales of activations: for programs that quantise these, too. */
     if (has_ending(name, ".input_scale") || has_ending(name, ".input_global_scale")) return 1;
-    /* Tables of RoPE, which follow from the configuration: inv_freq, sliding_attention_inv_freq … */
+    /* Tables of RoPE, which follow from the configuration: sliding_attention_inv_freq and
+     * others. */
     if (has_ending(name, "inv_freq")) return 1;
     /* Some fine-tunes leave out the prefix. */
     if (begins(name, "model.")) name += strlen("model.");

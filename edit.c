@@ -60,7 +60,9 @@ enum {
 };
 
 /* Keys of one character. */
-enum { CTRL_C = 3, CTRL_G = 7, CTRL_L = 12, CTRL_R = 18, CTRL_V = 22, ESCAPE = 27, BACKSPACE = 127 };
+enum {
+    CTRL_C = 3, CTRL_G = 7, CTRL_L = 12, CTRL_R = 18, CTRL_V = 22, ESCAPE = 27, BACKSPACE = 127,
+};
 
 /* What read_byte and its callers return in place of a byte or a character. */
 enum { NO_KEY = -1, INPUT_END = -2, INPUT_BROKEN = -3, RESIZED = -4 };
@@ -348,7 +350,8 @@ static size_t drawn_before(const Editor *e, const Rows *r) {
  * Terminals disagree on how wide some characters are (emoji that are joined, for example).  So
  * nothing is left to their own wrapping: rows end with line ends, what is wider than this program
  * thinks is cut at the edge, and the cursor comes into its place because its row is written once
- * more as far as there.  Rows that end so also stay as they are when the terminal's size changes. */
+ * more as far as there.  Rows that end so also stay as they are when the terminal's size
+ * changes. */
 static void draw_rows(Editor *e) {
     const LineInfoW *info = el_wline(e->edit);
     const wchar_t *line = info->buffer;

@@ -93,8 +93,8 @@ static int start(Frames *f, int fd, char *const *before, char *const *more, Flaw
 }
 
 /* Adds to the flaws what a line of ffmpeg's stderr says: that there is an error or, of a stream,
- * which curve (its "transfer characteristics") codes brightness.  AVI's reader calls a missing end a
- * warning.  Errors in EXIF and in lists of chapters concern no picture. */
+ * which curve (its "transfer characteristics") codes brightness.  AVI's reader calls a missing end
+ * a warning.  Errors in EXIF and in lists of chapters concern no picture. */
 static void take_remark(Flaws *flaws, const char *line) {
     int is_error = strstr(line, "[error] ") || strstr(line, "[fatal] ") ||
                    strstr(line, "corrupt input packet");
@@ -207,8 +207,8 @@ static double track_seconds(const Track *t) {
     return t->end > t->last ? whole : span * t->n / (t->n - 1);
 }
 
-/* Whether bytes are missing of an AVI or a WebP, which say in their heads how long they are.  n: the
- * bytes of the file, of which `head` are the first 12. */
+/* Whether bytes are missing of an AVI or a WebP, which say in their heads how long they are.  n:
+ * the bytes of the file, of which `head` are the first 12. */
 static int is_truncated_riff(const uint8_t *head, size_t n) {
     return !memcmp(head, "RIFF", 4) && number_at(head + 4, 4, 0) > n - 8;
 }
@@ -327,10 +327,10 @@ static void still_webp(const uint8_t *p, size_t n, Buf *out) {
 /* Which streams of a file make its picture. */
 typedef enum { FIRST_STREAM, WITH_ALPHA, AS_FFMPEG_CHOOSES } Streams;
 
-/* Decodes the picture in fd to rgba->rgb, [height][width][4].  FIRST_STREAM: as it lies in the file.
- * WITH_ALPHA: likewise; the file's second stream is the alpha of the first.  AS_FFMPEG_CHOOSES:
- * ffmpeg turns it upright.  Newer versions of ffmpeg put tiles together, but not where the caller
- * chooses a stream.  Returns 0, or -1 with err. */
+/* Decodes the picture in fd to rgba->rgb, [height][width][4].  FIRST_STREAM: as it lies in the
+ * file.  WITH_ALPHA: likewise; the file's second stream is the alpha of the first.
+ * AS_FFMPEG_CHOOSES: ffmpeg turns it upright.  Newer versions of ffmpeg put tiles together, but not
+ * where the caller chooses a stream.  Returns 0, or -1 with err. */
 static int decode_picture(int fd, const Format *f, Streams streams, Image *rgba, Flaws *flaws,
                           Error *err) {
     /* ffmpeg does not recognise an SVG that begins without <?xml. */

@@ -335,7 +335,8 @@ void print_stats(const Generation *g) {
     if (g->device_bytes) fprintf(stderr, ", GPU memory %.2f GB", (double)g->device_bytes * 1e-9);
     if (*g->placement) fprintf(stderr, "; %s", g->placement);
     if (g->chosen > 0)
-        fprintf(stderr, ", used by %.1f %% of choices", 100 * (double)g->slot_hits / (double)g->chosen);
+        fprintf(stderr, ", used by %.1f %% of choices",
+                100 * (double)g->slot_hits / (double)g->chosen);
     if (g->adapters) note("; adapters: %s", g->adapters);
     if (g->drafts.passes)
         fprintf(stderr, "; drafts: %.2f tokens a pass, accepted",

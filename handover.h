@@ -40,9 +40,9 @@ void hand_over_close(HandOver *h);
  * if the GPU has failed. */
 typedef int LookFn(void *arg);
 
-/* Waits for the signal GIVEN of hand-over number `count`, and calls look(arg) now and then.  Returns
- * 0: what the GPU wrote before that signal can be read.  Returns -1 when the GPU has nothing left to
- * do and gave no signal. */
+/* Waits for the signal GIVEN of hand-over number `count`, and calls look(arg) now and then.
+ * Returns 0: what the GPU wrote before that signal can be read.  Returns -1 when the GPU has
+ * nothing left to do and gave no signal. */
 int hand_over_await(const HandOver *h, unsigned count, LookFn *look, void *arg);
 
 /* Tells the GPU that h->sum of hand-over number `count` is there. */

@@ -1,9 +1,9 @@
 /* image.c - decodes images and cuts them into patches.  See image.h.
  *
- * stb_image decodes, but for PPM and PGM.  Files may come from anywhere, so this file guards it: the
- * declared size is checked before any memory is allocated; no allocation may be larger than that
- * size needs; a read beyond the end of the file is noticed, where stb_image itself would continue
- * with zeros. */
+ * stb_image decodes, but for PPM and PGM.  Files may come from anywhere, so this file guards it:
+ * the declared size is checked before any memory is allocated; no allocation may be larger than
+ * that size needs; a read beyond the end of the file is noticed, where stb_image itself would
+ * continue with zeros. */
 #include "image.h"
 #include "orient.h"
 

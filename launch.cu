@@ -66,9 +66,9 @@ struct Device {
     Device *target;                     /* of a drafter, which uses its stream and its embedding */
 
     /* ---- weights ---- */
-    /* host [2][n_layers]: w's, pointing to the GPU's memory.  Experts that are with the CPU point to
-     * where they are fetched to, or are NULL.  The second half is the same layers with their slots:
-     * cached.layer. */
+    /* host [2][n_layers]: w's, pointing to the GPU's memory.  Experts that are with the CPU point
+     * to where they are fetched to, or are NULL.  The second half is the same layers with their
+     * slots: cached.layer. */
     Layer *layer;
     Weight *experts;                    /* host [n_layers][gate, up, down][n_experts], likewise */
     ExpertFormats *expert_formats;      /* host [n_layers] */

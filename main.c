@@ -353,7 +353,7 @@ static int split_scale(const char *text, Buf *name, float *scale, Error *err) {
  * be part of DIR's name: so the whole text is looked up first. */
 static int add_adapter(Model *m, const char *text, Error *err) {
     Buf name = {0}, dir = {0};
-    Error why, no_scale;                /* options.c has refused what is no scale behind a directory */
+    Error why, no_scale;                /* options.c has refused a bad scale behind a directory */
     float scale = 1;
     int bad = find_checkpoint(text, &dir, &why) != 0;
     if (bad && strchr(text, ':')) {
@@ -1098,7 +1098,8 @@ static int run(Options *o, const char *dir, Error *err) {
     else if (!status && !o->prompt && isatty(STDIN_FILENO))
         status = usage("nothing to ask: give a text with -p (the chat needs stdin and stdout to be "
                        "a terminal)");
-    else if (!status) status = usage("nothing to ask: %s", o->prompt ? "-p is empty" : "stdin is empty");
+    else if (!status)
+        status = usage("nothing to ask: %s", o->prompt ? "-p is empty" : "stdin is empty");
     buf_free(&question.text);
     return status;
 }

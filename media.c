@@ -222,7 +222,8 @@ static int load_animation(Media *m, const Buf *bytes, int max_frames, Error *err
     int bad = load_gif(m, bytes, max_frames, err);
     if (bad <= 0) return bad;
     m->flaws.is_damaged = 1;
-    return load_film_bytes(m, bytes, max_frames, &why) ? fail(err, "%s; %s", err->text, why.text) : 0;
+    if (!load_film_bytes(m, bytes, max_frames, &why)) return 0;
+    return fail(err, "%s; %s", err->text, why.text);
 }
 
 /* ---- the store ---- */

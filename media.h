@@ -49,8 +49,8 @@ int media_check(MediaStore *s, const char *url, int is_video, Error *err);
  * it. */
 cJSON *media_part(const char *path, int is_video);
 
-/* Replaces the path "-" in such parts, which means stdin, by a data: URL of what stdin has.  Returns
- * 1 where it did, 0 where no part names stdin, or -1 with err. */
+/* Replaces the path "-" in such parts, which means stdin, by a data: URL of what stdin has.
+ * Returns 1 where it did, 0 where no part names stdin, or -1 with err. */
 int media_stdin(const cJSON *parts, Error *err);
 
 /* Makes the paths of such parts absolute, where the files are there, so that a saved conversation

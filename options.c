@@ -422,7 +422,8 @@ static int refuse(char **argv) {
 static int refuse_file(const char *word) {
     struct stat info;
     if (stat(word, &info) || !S_ISREG(info.st_mode)) return 0;
-    return usage("%s is a file: each file needs a -i, -f or --video of its own (as text: -p)", word);
+    return usage("%s is a file: each file needs a -i, -f or --video of its own (as text: -p)",
+                 word);
 }
 
 int parse_options(int argc, char **argv, Options *o) {
@@ -511,7 +512,8 @@ static int check_prompt(const Options *o) {
     if ((o->system || o->think) && (o->raw || o->ids_file || o->text_file))
         return usage("-s, --think and --think-tokens need the chat template");
     if ((o->ignore_eos || o->print_ids) && (o->jsonl || o->command))
-        return usage("--ignore-eos and --print-ids belong to a question (a request has ignore_eos)");
+        return usage("--ignore-eos and --print-ids belong to a question (a request has "
+                     "ignore_eos)");
     if (samples(o) && o->command && !is_command(o, "bench"))
         return usage("%s draws no tokens: -n and the options of sampling have no effect",
                      o->command);

@@ -675,7 +675,7 @@ __device__ static inline void multiply_bytes(float acc[2][4], const uint8_t *slo
     meanwhile();
     float sum[2][4] = {};
     /* INT8 is seldom met, so it may take more time for less code. */
-    constexpr int TURNS = KIND == KIND_FP8 ? 4 : 1;
+    [[maybe_unused]] constexpr int TURNS = KIND == KIND_FP8 ? 4 : 1;
 #pragma unroll TURNS
     for (int j = 0; j < 4; j++) {       /* 32 columns */
         const int piece = 512 * (j / 2) + piece_at(lane / 4, 2 * (j % 2) + t / 2);
@@ -976,7 +976,7 @@ __device__ static inline void stream(Feed &feed, const Strip *strip, const Vecto
         }
     }
     ahead();
-    /* What fetch began when all was fetched must not end after the copies of a next begin_stream. */
+    /* What fetch began when all was fetched must end before the copies of a next begin_stream. */
     ptx_cp_async_wait<0>();
     __syncthreads();
     for (int i = threadIdx.x; i < 2 * STREAM_WARPS * 8 * tokens.n; i += STREAM_THREADS) {

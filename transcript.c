@@ -36,8 +36,8 @@ static int failed(const NewFile *n, Error *err) {
 }
 
 /* Sets the path of the file that is replaced in the end.  A symbolic link stays, and what it leads
- * to is replaced; one that leads nowhere is refused.  A device or a FIFO is refused: a file would take its place (of /dev/stdout, for
- * example).  Returns 0, or -1 with err. */
+ * to is replaced; one that leads nowhere is refused.  A device or a FIFO is refused: a file would
+ * take its place (of /dev/stdout, for example).  Returns 0, or -1 with err. */
 static int new_path(NewFile *n, const char *path, const char *tail, Error *err) {
     struct stat info;
     buf_printf(&n->path, "%s%s", path, tail);

@@ -48,6 +48,15 @@ def test_clean(linted, tool, file):
         pytest.fail(done.stdout + done.stderr, pytrace=False)
 
 
+def test_lines():
+    """No line of the program has more than 100 columns."""
+    sources = [path for ending in ('c', 'h', 'cu') for path in ROOT.glob('*.' + ending)]
+    assert sources
+    for path in sources:
+        for at, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
+            assert len(line) <= 100, f'{path.name}:{at}'
+
+
 def test_hardened():
     """Position independent, nothing writable that the linker fills in, no stack that can be executed, canaries, checked copies."""
     def elf(*what):
