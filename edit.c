@@ -21,6 +21,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <termios.h>
@@ -652,41 +653,47 @@ static void history_path(Buf *path) {
     buf_printf(path, "%s/.gemma4_history", home ? home : ".");
 }
 
-/* Writes the history to its file.  This happens after every line, since the program may be killed
- * at any time.  The file's mode is 0600, because it contains what the user has typed.  A failure is
- * not reported.  A file that is not regular (a link to /dev/null) stays as it is. */
-static void save_history(Editor *e) {
+/* Reads the history's file.  Opening a pipe would wait, so only a plain file is read. */
+static void load_history(History *h) {
+    HistEvent event;
+    struct stat info;
+    Buf path = {0};
+    history(h, &event, H_SETSIZE, 1000);
+    history(h, &event, H_SETUNIQUE, 1);
+    history_path(&path);
+    if (!stat(path.data, &info) && S_ISREG(info.st_mode)) history(h, &event, H_LOAD, path.data);
+    buf_free(&path);
+}
+
+/* Adds a line to the history's file, behind what it has by now, perhaps from other chats.  This
+ * happens after every line, since the program may be killed at any time.  The file's mode is 0600,
+ * because it contains what the user has typed.  A failure is not reported.  A file that is not
+ * regular (a link to /dev/null) stays as it is. */
+static void save_line(const char *text) {
     HistEvent event;
     struct stat info;
     Buf path = {0};
     FILE *f = NULL;
+    History *h = history_init();
     history_path(&path);
     int fd = open(path.data, O_WRONLY | O_CREAT | O_NONBLOCK | O_CLOEXEC, 0600);
     int is_regular = fd >= 0 && !fstat(fd, &info) && S_ISREG(info.st_mode);
-    if (is_regular && !fchmod(fd, 0600) && !ftruncate(fd, 0)) f = fdopen(fd, "w");
-    if (f) history(e->history, &event, H_SAVE_FP, f);
+    if (h && is_regular && !flock(fd, LOCK_EX)) {
+        load_history(h);
+        history(h, &event, H_ENTER, text);
+        if (!fchmod(fd, 0600) && !ftruncate(fd, 0)) f = fdopen(fd, "w");
+    }
+    if (f) history(h, &event, H_SAVE_FP, f);
     if (f) (void)fclose(f);
     else if (fd >= 0) close(fd);
-    buf_free(&path);
-}
-
-/* Reads the history's file.  Opening a pipe would wait, so only a plain file is read. */
-static void load_history(Editor *e) {
-    HistEvent event;
-    struct stat info;
-    Buf path = {0};
-    history(e->history, &event, H_SETSIZE, 1000);
-    history(e->history, &event, H_SETUNIQUE, 1);
-    history_path(&path);
-    if (!stat(path.data, &info) && S_ISREG(info.st_mode))
-        history(e->history, &event, H_LOAD, path.data);
+    if (h) history_end(h);
     buf_free(&path);
 }
 
 void editor_remember(Editor *e, const char *text) {
     HistEvent event;
     history(e->history, &event, H_ENTER, text);
-    save_history(e);
+    save_line(text);
 }
 
 /* Goes back from the newest entry (H_FIRST) to the oldest that is wanted, and from there to the
@@ -801,7 +808,7 @@ static int set_up(Editor *e, Error *err) {
     el_set(e->edit, EL_SETTY, "-d", "-isig", NULL);
     el_source(e->edit, NULL);           /* ~/.editrc, which may go over to vi's keys */
     bind_own_keys(e->edit);
-    load_history(e);
+    load_history(e->history);
     return 0;
 }
 

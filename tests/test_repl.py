@@ -686,6 +686,16 @@ def test_history_that_others_could_read_is_closed_to_them(chat, puppet, tmp_path
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
+def test_history_of_two_chats(chat, puppet, tmp_path):
+    first, second = chat(puppet), chat(puppet)
+    for c, line in (first, 'herring?'), (second, 'eels?'), (first, 'salmon?'):
+        c.say(line)
+    for c in first, second:
+        c.child.sendeof()
+        assert c.end() == 0
+    assert (tmp_path / '.gemma4_history').read_text().split() == ['_HiStOrY_V2_', 'herring?', 'eels?', 'salmon?']
+
+
 def test_no_home(chat, puppet, tmp_path):
     """Nowhere to write the history: chatting works all the same."""
     c = chat(puppet, env={'HOME': '/nonexistent'})
