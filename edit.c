@@ -62,7 +62,8 @@ enum {
 
 /* Keys of one character. */
 enum {
-    CTRL_C = 3, CTRL_G = 7, CTRL_L = 12, CTRL_R = 18, CTRL_V = 22, ESCAPE = 27, BACKSPACE = 127,
+    CTRL_C = 3, CTRL_G = 7, CTRL_L = 12, CTRL_R = 18, CTRL_V = 22, CTRL_Z = 26, ESCAPE = 27,
+    BACKSPACE = 127,
 };
 
 /* What read_byte and its callers return in place of a byte or a character. */
@@ -743,6 +744,20 @@ static void on_continue(int signal_number) {
     errno = why;
 }
 
+/* Ctrl-Z, which is a key and sends no signal while a line is edited, stops the program and what
+ * runs with it.  When the shell lets it go on (fg), the line is drawn anew. */
+static unsigned char stop_program(EditLine *edit, int key) {
+    struct termios editing;
+    int has_terminal = !tcgetattr(STDIN_FILENO, &editing);
+    (void)key;
+    leave_drawing(editor_of(edit));
+    editor_leave();
+    kill(0, SIGTSTP);
+    if (has_terminal) tcsetattr(STDIN_FILENO, TCSADRAIN, &editing);
+    signal(SIGTTOU, SIG_DFL);
+    return CC_NORM;
+}
+
 /* Binds a key to a function of libedit's or ours, also in the command mode of vi's keys.  el_wset
  * serves, because el_set leaks a copy of each name. */
 static void bind_key(EditLine *edit, int key, const wchar_t *function) {
@@ -773,10 +788,12 @@ static void bind_keys(EditLine *edit) {
     el_wset(edit, EL_ADDFN, L"go-to-end", L"Go behind the line", go_to_end);
     el_wset(edit, EL_ADDFN, L"go-right", L"Go behind the next character", go_right);
     el_wset(edit, EL_ADDFN, L"clear", L"Clear the screen", clear_screen);
+    el_wset(edit, EL_ADDFN, L"stop", L"Stop the program", stop_program);
     el_wset(edit, EL_ADDFN, L"complete", L"Complete a command or a file", complete);
     bind_key(edit, '\t', L"complete");
     bind_key(edit, CTRL_R, L"em-inc-search-prev");
     bind_key(edit, CTRL_L, L"clear");
+    bind_key(edit, CTRL_Z, L"stop");
     el_wset(edit, EL_BIND, L"\030\005", L"outside", NULL);
     /* Alt-X would open libedit's own prompt for commands, which takes what is typed next. */
     el_wset(edit, EL_BIND, L"\033x", L"ed-unassigned", NULL);

@@ -651,6 +651,31 @@ def test_control_c_while_the_prompt_is_read(chat, chatterbox, tmp_path):
     c.child.expect(PROMPT)
 
 
+def test_stopped_by_ctrl_z(puppet, tmp_path):
+    """The shell goes on, and fg brings the line back."""
+    shell = pexpect.spawn('bash', ['--norc', '--noprofile', '-i'], env=environment(HOME=tmp_path, PS1='shell> '), encoding='utf-8',
+                          timeout=PATIENCE, dimensions=(24, 200))
+    shell.expect_exact('shell> ')
+    shell.sendline('%s -m %s' % (GEMMA4, puppet))
+    shell.expect(PROMPT)
+    shell.send('herring\x1a')
+    shell.expect_exact('Stopped')
+    shell.expect_exact('shell> ')
+    shell.sendline('echo $((6 * 7))')
+    shell.expect('42.*shell> ')
+    shell.sendline('fg')
+    shell.expect_exact('> herring')
+    shell.sendline('?')
+    shell.expect_exact(ANSWER.split()[0])
+    shell.expect(PROMPT)
+    shell.sendeof()
+    shell.expect_exact('shell> ')
+    shell.sendline('exit')
+    shell.expect(pexpect.EOF)
+    shell.close()
+    assert 'herring?' in (tmp_path / '.gemma4_history').read_text().split()
+
+
 # ---------------------------------------------------------------------------------------------- history
 
 def test_history(chat, puppet, tmp_path):
