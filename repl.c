@@ -217,7 +217,8 @@ static void put_remarks(Repl *r) {
     if (r->last.full)
         remark("(the answer was cut: the context of %lld tokens (-c) is full; /new begins a "
                "new conversation, --context-overflow slide drops the oldest turns)\n", context);
-    else if (r->last.finish == FINISH_LENGTH) remark("(the answer was cut: -n)\n");
+    else if (r->last.finish == FINISH_LENGTH)
+        remark("(the answer was cut: /set max-tokens says how long it may be)\n");
     warn_of_answer(&r->last);
     if (e->stats) print_stats(&r->last);
     session_ids(e->session, &r->used);
