@@ -300,6 +300,7 @@ static void end_call(Answer *a, int closed, Buf *content, Buf *thought) {
     if (a->start.held && !a->bare) how |= CALL_HELD;
     if (a->header >= 0) end_channel_in_call(a, thought);
     a->shown = 1;
+    buf_add(&a->call, "", 0);           /* a call without a token is an empty text, and not NULL */
     do {                                /* once, unless tokens between two calls are missing */
         const char *text = a->call.data + at;
         size_t n = a->call.len - at;

@@ -695,20 +695,6 @@ static cJSON *parse_text(const char *text, size_t n, Error *err) {
     return NULL;
 }
 
-/* Refuses a message of the user's or of the system without content, to which the template would
- * give an empty turn. */
-static int check_contents(const cJSON *messages, Error *err) {
-    const cJSON *m;
-    int i = 0;
-    cJSON_ArrayForEach(m, messages) {
-        int needs = has_role(m, "user") || has_role(m, "system") || has_role(m, "developer");
-        if (needs && !json_field(m, "content"))
-            return fail(err, "messages[%d].content: missing", i);
-        i++;
-    }
-    return 0;
-}
-
 int request_parse(const Engine *e, const char *text, size_t n, Request *r, Error *err) {
     *r = (Request){.json = parse_text(text, n, err), .n = 1, .stream = e->stream};
     const cJSON *o = r->json;
@@ -726,7 +712,6 @@ int request_parse(const Engine *e, const char *text, size_t n, Request *r, Error
     cJSON *messages = cJSON_GetObjectItemCaseSensitive(o, "messages");
     if (!cJSON_IsArray(messages))
         return fail(err, "messages: %s", messages ? "not a list" : "missing");
-    if (check_contents(messages, err)) return -1;
     if (json_has_lone_surrogate(text, n))
         buf_puts(&r->warnings, "half of a surrogate pair (as \\ud800) became U+FFFD\n");
     add_system(e, messages);

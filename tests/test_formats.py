@@ -184,13 +184,8 @@ def make(path, choose, dtype='BF16', written_out='F32'):
     return path
 
 
-@pytest.fixture(scope='module')
-def mixed(tmp_path_factory):
-    """A checkpoint in which each matrix has another format, and the vectors are F16. Its configuration names those of integers."""
-    def choose(n, cols):
-        able = [kind for kind in ROUND if fits(kind, cols)]
-        return able[n % len(able)]
-    path = make(tmp_path_factory.mktemp('formats') / 'mixed', choose, 'F16')
+def name_integers(path, choose):
+    """Writes into the configuration of path/stored which matrices are of integers, and how."""
     groups = {}
     for n, (name, _, cols) in enumerate(matrices()):
         if choose(n, cols).startswith('INT'):
@@ -200,6 +195,16 @@ def mixed(tmp_path_factory):
     for kind, group in zip(groups, config['quantization_config']['config_groups'].values()):
         group['weights']['num_bits'] = int(kind[3])
     write_json(path / 'stored' / 'config.json', config)
+
+
+@pytest.fixture(scope='module')
+def mixed(tmp_path_factory):
+    """A checkpoint in which each matrix has another format, and the vectors are F16. Its configuration names those of integers."""
+    def choose(n, cols):
+        able = [kind for kind in ROUND if fits(kind, cols)]
+        return able[n % len(able)]
+    path = make(tmp_path_factory.mktemp('formats') / 'mixed', choose, 'F16')
+    name_integers(path, choose)
     return path
 
 

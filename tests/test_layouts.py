@@ -636,7 +636,7 @@ def test_one_file_of_a_checkpoint(checkpoint, copy, tmp_path):
 
 def test_adapter_beside_the_weights(copy):
     """It is not applied, and a line says so."""
-    model, call = copy(FIXTURES / 'dense'), ('-n', 8, '--temp', 0, 'hello')
+    model, call = copy(FIXTURES / 'dense'), ('-n', 8, '--ignore-eos', '--temp', 0, 'hello')
     for file in 'adapter_config.json', 'adapter_model.safetensors':
         (model / file).write_text('{}')
     done = run('-m', model, *call)

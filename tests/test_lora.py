@@ -220,6 +220,7 @@ def all_formats(tmp_path_factory):
                 return able[n % len(able)]
             return kind if kind in able else 'BF16'
         written = test_formats.make(path, choose) / 'written'
+        test_formats.name_integers(path, choose)
         modules = [name[len(test_formats.PREFIX):] for name, _, _ in test_formats.matrices() if name != 'lm_head']
         modules += ['layers.%d.router.proj' % i for i in (0, 1)]
         one = adapter(path / 'one', written, modules, rank=5)
