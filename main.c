@@ -1047,9 +1047,9 @@ static int check_media(const Options *o, MediaStore *media, Error *err) {
     const cJSON *part;
     if (o->save) media_absolute(o->media);
     cJSON_ArrayForEach(part, o->media) {
-        const cJSON *video = json_field(part, "video_url"), *image = json_field(part, "image_url");
-        const char *url = cJSON_GetStringValue(json_field(video ? video : image, "url"));
-        if (media_check(media, url, video != NULL, err)) return -1;
+        int is_video;
+        const char *path = media_path(part, &is_video);
+        if (media_check(media, path, is_video, err)) return -1;
     }
     return 0;
 }

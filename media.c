@@ -428,6 +428,11 @@ static cJSON *own_url(const cJSON *part) {
     return cJSON_GetObjectItemCaseSensitive(video ? video : image, "url");
 }
 
+const char *media_path(const cJSON *part, int *is_video) {
+    *is_video = json_field(part, "video_url") != NULL;
+    return cJSON_GetStringValue(own_url(part));
+}
+
 int media_stdin(const cJSON *parts, Error *err) {
     const cJSON *part;
     int found = 0;

@@ -49,6 +49,10 @@ int media_check(MediaStore *s, const char *url, int is_video, Error *err);
  * it. */
 cJSON *media_part(const char *path, int is_video);
 
+/* Returns the path or URL in such a part, which belongs to the part; *is_video becomes 1 for a
+ * video, 0 for an image. */
+const char *media_path(const cJSON *part, int *is_video);
+
 /* Replaces the path "-" in such parts, which means stdin, by a data: URL of what stdin has.
  * Returns 1 where it did, 0 where no part names stdin, or -1 with err. */
 int media_stdin(const cJSON *parts, Error *err);

@@ -578,10 +578,9 @@ static int check_attached(const Options *o, NamedFile written) {
     for (int i = 0; i < o->n_files; i++)
         if (check_apart(written, (NamedFile){"-f", o->file[i]})) return 2;
     cJSON_ArrayForEach(part, o->media) {
-        const cJSON *video = json_field(part, "video_url");
-        const cJSON *url = json_field(video ? video : json_field(part, "image_url"), "url");
-        NamedFile seen = {video ? "--video" : "-i", cJSON_GetStringValue(url)};
-        if (check_apart(written, seen)) return 2;
+        int is_video;
+        const char *path = media_path(part, &is_video);
+        if (check_apart(written, (NamedFile){is_video ? "--video" : "-i", path})) return 2;
     }
     return 0;
 }

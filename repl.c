@@ -289,16 +289,11 @@ static int load(Repl *r, const char *path, Error *err) {
     return 0;
 }
 
-/* Returns the path in a part that media_part has made. */
-static const char *path_of_part(const cJSON *part) {
-    const cJSON *image = json_field(part, "image_url"), *video = json_field(part, "video_url");
-    return cJSON_GetStringValue(json_field(video ? video : image, "url"));
-}
-
 static int is_attached(const Repl *r, const char *path) {
     const cJSON *part;
+    int is_video;
     cJSON_ArrayForEach(part, r->media)
-        if (!strcmp(path_of_part(part), path)) return 1;
+        if (!strcmp(media_path(part, &is_video), path)) return 1;
     return 0;
 }
 
@@ -607,8 +602,9 @@ static int read_question(Repl *r, Buf *question) {
 static int attach_parts(Repl *r, const cJSON *media, Error *err) {
     const cJSON *part;
     cJSON_ArrayForEach(part, media) {
-        int is_video = json_field(part, "video_url") != NULL;
-        if (attach_media(r, path_of_part(part), is_video, err)) return -1;
+        int is_video;
+        const char *path = media_path(part, &is_video);
+        if (attach_media(r, path, is_video, err)) return -1;
     }
     return 0;
 }
