@@ -790,16 +790,15 @@ static void add_thoughts(Buf *thought, const cJSON *parts) {
  * OpenRouter's and LiteLLM's lists repeat what such a field says; they count where none does. */
 static Buf thought_of(const cJSON *message) {
     static const char *const fields[] = {"reasoning", "reasoning_content", "thinking"};
+    static const char *const lists[] = {"reasoning_details", "thinking_blocks"};
     Buf thought = {0}, in_parts = {0};
     for (int k = 0; k < 3 && !thought.len; k++) {
         const char *text = cJSON_GetStringValue(json_field(message, fields[k]));
         if (text) buf_puts(&thought, text);
     }
     add_thoughts(&in_parts, json_field(message, "content"));
-    if (!thought.len && !in_parts.len)
-        add_thoughts(&thought, json_field(message, "reasoning_details"));
-    if (!thought.len && !in_parts.len)
-        add_thoughts(&thought, json_field(message, "thinking_blocks"));
+    for (int k = 0; k < 2 && !thought.len && !in_parts.len; k++)
+        add_thoughts(&thought, json_field(message, lists[k]));
     if (in_parts.len && (!thought.len || strcmp(in_parts.data, thought.data)))
         buf_puts(&thought, in_parts.data);
     buf_free(&in_parts);

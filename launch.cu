@@ -611,9 +611,8 @@ static void adapt_tokens(Device *d, const AdapterGroup &g, const SplitRows &in, 
 }
 
 /* adapt for the experts of l: the pairs of the step's tokens and their experts.  place: as in
- * Adapted.
- * input_of: top_k where a pair's input is its token's, 0 where each pair has an input of its
- * own. */
+ * Adapted.  input_of: top_k where a pair's input is its token's, 0 where each pair has an input of
+ * its own. */
 static void adapt_experts(Device *d, const Layer *l, const AdapterGroup &g, const int *place,
                           int input_of, const SplitRows &in, float *out, int pitch) {
     Adapted p = {};
