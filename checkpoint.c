@@ -290,7 +290,8 @@ static const char *const kind_name[N_KINDS] = {
 static int integer_kind(int bits, int group, int has_zeros) {
     if ((bits != 4 && bits != 8) || (bits == 8 && has_zeros)) return -1;
     if (group != 32 && group != 64 && group != 128) return -1;
-    return K_INT + group / 64 + (bits == 8 ? 6 : 0) + (has_zeros ? 3 : 0);
+    int first = bits == 8 ? K_INT + 6 : K_INT;
+    return first + group / 64 + (has_zeros ? 3 : 0);
 }
 
 /* Whether a field is that word, in small letters or capitals, as compressed-tensors takes it. */

@@ -622,9 +622,11 @@ static void add_slots(Device *d, const Layer *host) {
     const bool one = is_one(d);
     const int hidden = d->c->hidden;
     const dim3 grid(d->n, (hidden + THREADS - 1) / THREADS);
+    const float *weight = one ? NULL : d->expert_weight;
+    const float *out = one ? d->h2 : d->expert_out;
+    const int *place = is_few(d) ? NULL : d->place;
     GPU_LAUNCH(add_slots_kernel, grid, dim3(THREADS), 0, d->stream, hidden, d->c->top_k,
-               on_gpu(d, host)->expert_gate, d->expert, one ? NULL : d->expert_weight,
-               is_few(d) ? NULL : d->place, one ? d->h2 : d->expert_out, sum_on_cpu(d));
+               on_gpu(d, host)->expert_gate, d->expert, weight, place, out, sum_on_cpu(d));
     launched("adding the experts that have slots");
 }
 

@@ -879,15 +879,18 @@ LineEnd editor_read(Editor *e, const char *prompt, Buf *line) {
      * line was complete. */
     int was_interrupted = *e->interrupted;
     *e->interrupted = 0;
-    if (!text) n = 0;
-    if (n <= 0 && e->end == LINE_GIVEN) {
+    if (!text || n <= 0) {
+        text = "";
+        n = 0;
+    }
+    if (n == 0 && e->end == LINE_GIVEN) {
         leave_drawing(e);
         return was_interrupted ? LINE_DROPPED : LINE_END;
     }
     if (n && e->end == LINE_GIVEN && text[n - 1] == '\n') n--;
-    finish(e, n ? text : "", (size_t)n, e->end == LINE_DROPPED ? "^C" : "");
+    finish(e, text, (size_t)n, e->end == LINE_DROPPED ? "^C" : "");
     if (e->end == LINE_DROPPED) return LINE_DROPPED;
-    buf_add(line, n ? text : "", (size_t)n);
+    buf_add(line, text, (size_t)n);
     if (n && e->end == LINE_GIVEN) editor_remember(e, line->data);
     return e->end;
 }

@@ -231,9 +231,9 @@ int video_scan(int fd, VideoInfo *out, Flaws *flaws, Error *err) {
         if (is_better(&tracks[i], &tracks[best])) best = i;
     if (!tracks[best].n) {
         const Format *format = sniff(head, sizeof head);
-        int is_film = format && format->kind == FILM;
-        return fail(err, "%s%sffmpeg finds no video in it%s", format ? format->name : "",
-                    format ? ": " : "", is_film ? " (it is damaged, or has only sound)" : "");
+        if (!format) return fail(err, "ffmpeg finds no video in it");
+        return fail(err, "%s: ffmpeg finds no video in it%s", format->name,
+                    format->kind == FILM ? " (it is damaged, or has only sound)" : "");
     }
     *out = (VideoInfo){best, tracks[best].n, track_seconds(&tracks[best])};
     return 0;
@@ -367,7 +367,7 @@ static int decode_bytes(const uint8_t *p, size_t n, const Format *f, Image *rgba
     int has_alpha = memcmp(p + 4, "ftyp", 4) == 0 && memmem(p, n, alpha, sizeof alpha);
     Buf still = {0};
     still_webp(p, n, &still);
-    int fd = file_in_memory(still.len ? (void *)still.data : p, still.len ? still.len : n, err);
+    int fd = still.len ? file_in_memory(still.data, still.len, err) : file_in_memory(p, n, err);
     buf_free(&still);
     if (fd < 0) return -1;
     int bad = decode_picture(fd, f, has_alpha ? WITH_ALPHA : FIRST_STREAM, rgba, flaws, err);

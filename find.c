@@ -288,9 +288,10 @@ int offer_download(const char *name, Error *err) {
     if (!parse_hub_name(name, &h)) return 1;
     Buf plain = {0};
     buf_add(&plain, name, (size_t)h.n_name);
+    const char *option = h.revision ? " --revision " : "";
+    const char *revision = h.revision ? h.revision : "";
     note("gemma4: %s is not in the Hugging Face cache. Run hf download %s%s%s (%s)? [y/N] ", name,
-         plain.data, h.revision ? " --revision " : "", h.revision ? h.revision : "",
-         download_size(plain.data));
+         plain.data, option, revision, download_size(plain.data));
     int status = says_yes() ? run_hf(plain.data, h.revision, err) : 1;
     buf_free(&plain);
     return status;

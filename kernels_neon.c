@@ -750,7 +750,8 @@ BF16 static void multiply_strip(const StripRows *w, int first, int n_rows, const
     }
     for (int r = 0; r < n_rows; r += 8)
         for (int half = 0; half < halves; half++) {
-            int rows = n_rows - r < 8 ? n_rows - r : 8, left = n - 8 * half < 8 ? n - 8 * half : 8;
+            int rows = n_rows - r < 8 ? n_rows - r : 8;
+            int left = n - 8 * half < 8 ? n - 8 * half : 8;
             put_sums(sum[r / 8][half], w->scale + first + r, left, rows,
                      y + 8 * half * (int64_t)ldy + first + r, ldy);
         }

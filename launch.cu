@@ -206,7 +206,8 @@ static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
  * stream_shared: the ring and a Vector of `cols` columns.  share_bytes: n floats for each row of a
  * block's share of `rows` rows. */
 static size_t ring_shared(const Device *d) {
-    return ring_bytes((d->deep ? DEEP : SHALLOW) + (d->every_kind ? EVERY_KIND : 0));
+    int depth = d->deep ? DEEP : SHALLOW;
+    return ring_bytes(d->every_kind ? depth + EVERY_KIND : depth);
 }
 static size_t stream_shared(const Device *d, int cols) {
     return ring_shared(d) + vector_bytes(cols);

@@ -277,13 +277,12 @@ static int bind_factor(const LoraBinder *b, const Tensor *t, int rows, int cols,
     if (t->dtype != DT_F32 && t->dtype != DT_BF16 && t->dtype != DT_F16)
         return fail(b->err, "%s: tensor %s: dtype is %s, must be BF16, F16 or F32", t->file,
                     t->name, t->called);
-    long long is[2] = {t->n_dims > 0 ? t->shape[0] : 0, t->n_dims > 1 ? t->shape[1] : 0};
     if (t->n_dims != 2)
         return fail(b->err, "%s: tensor %s: it has %d dimensions, must be [%d, %d]", t->file,
                     t->name, t->n_dims, rows, cols);
-    if (is[0] != rows || is[1] != cols)
+    if (t->shape[0] != rows || t->shape[1] != cols)
         return fail(b->err, "%s: tensor %s: shape is [%lld, %lld], must be [%d, %d]", t->file,
-                    t->name, is[0], is[1], rows, cols);
+                    t->name, (long long)t->shape[0], (long long)t->shape[1], rows, cols);
     for (int64_t i = 0; i < (int64_t)rows * cols; i++)
         if (!isfinite(float_at(t->dtype, t->data, i)))
             return fail(b->err, "%s: tensor %s: a number of it is NaN or infinite", t->file,

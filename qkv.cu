@@ -37,8 +37,10 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     const Normed normed = {l.input_norm, NULL, 0, packed};
     if (DEPTH < EVERY_KIND) prefetch_norms(r, hidden, normed);
     if ((int)threadIdx.x < n_strips) {
-        const int i = threadIdx.x, of_k = l.q.rows;
-        const int of_k_or_v = i == 1 ? of_k : of_k + l.k.rows, of = i == 0 ? 0 : of_k_or_v;
+        const int i = threadIdx.x;
+        int of = 0;                                 /* where the matrix begins */
+        if (i > 0) of += l.q.rows;
+        if (i > 1) of += l.k.rows;
         strip[i] = share_of(matrix(i), 0, packed);
         to[i] = of + share_begin(matrix(i).rows);
     }

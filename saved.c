@@ -188,7 +188,8 @@ static int is_possible(const Cache *c, const Header *h) {
 static int refuse_adapters(const Header *h, const Header *own, Error *err) {
     char names[sizeof h->names];
     snprintf(names, sizeof names, "%.*s", (int)sizeof names - 1, h->names);
-    const char *was = *names ? names : "none", *is = *own->names ? own->names : "none";
+    const char *was = *names ? names : "none";
+    const char *is = *own->names ? own->names : "none";
     return fail(err, "of a run with other adapters (--lora): %s; this run's: %s", was, is);
 }
 

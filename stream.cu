@@ -653,7 +653,8 @@ __device__ static inline void multiply_int4(float acc[2][4], const uint8_t *slot
         ptx_ldmatrix_x4(word, row);
 #pragma unroll
         for (int j = 0; j < 4; j++) {   /* 32 columns */
-            const uint32_t s = j < 2 ? two.x : two.y, s2 = j < 2 ? two2.x : two2.y;
+            const uint32_t s = j < 2 ? two.x : two.y;
+            const uint32_t s2 = j < 2 ? two2.x : two2.y;
             uint32_t b[4];
             int4_pairs<KIND != KIND_INT4>(word[j], int4_zero(j % 2 ? odd : even, j / 2), b);
             float sum[2][4] = {};

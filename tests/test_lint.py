@@ -57,6 +57,20 @@ def test_lines():
             assert len(line) <= 100, f'{path.name}:{at}'
 
 
+def test_conditional_expressions():
+    """No line of the program has two conditional expressions."""
+    quoted = re.compile(r'//.*|/\*.*?\*/|"(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\])*\'')
+    for path in (path for ending in ('c', 'h', 'cu') for path in ROOT.glob('*.' + ending)):
+        in_comment = False
+        for at, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
+            line = quoted.sub('""', line)
+            code = '' if in_comment else line.split('/*')[0]
+            in_comment = in_comment or '/*' in line
+            if '*/' in line:
+                code, in_comment = line.split('*/')[-1], False
+            assert code.count('?') < 2, f'{path.name}:{at}'
+
+
 def test_hardened():
     """Position independent, nothing writable that the linker fills in, no stack that can be executed, canaries, checked copies."""
     def elf(*what):
