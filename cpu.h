@@ -256,6 +256,10 @@ static inline int takes_strips(const Weight *w) { return w->dtype != DT_F32; }
 void multiply_strips(Device *d, int thread, const Weight *w, int first, int last,
                      const uint8_t *strips, int n, float *y, int ldy);
 
+/* `multiply` where the tokens are in.records, which w must take (meets_panels). */
+void multiply_panels(const Device *d, const Weight *w, int first, int last, Input in,
+                     const int *token, int n, float *y, int ldy);
+
 /* Bytes of a token's records. */
 static inline int64_t record_bytes(const Device *d, int64_t cols) {
     return (cols + BLOCK - 1) / BLOCK * d->panels->record;

@@ -319,10 +319,9 @@ static inline void set_panel_row(PanelRows *to, int r, const Weight *w, int64_t 
     if (w->dtype == DT_U8) g->scale[r % ROWS] = w->block_scale + row * (w->cols / 16);
 }
 
-/* Many tokens at once: a panel of PANEL_ROWS rows, of which the last may stand there several
- * times. */
-static void multiply_panels(const Device *d, const Weight *w, int first, int last, Input in,
-                            const int *token, int n, float *y, int ldy) {
+/* A panel has PANEL_ROWS rows, of which the last may stand there several times. */
+void multiply_panels(const Device *d, const Weight *w, int first, int last, Input in,
+                     const int *token, int n, float *y, int ldy) {
     _Alignas(64) float sum[PANEL_TOKENS][PANEL_ROWS];
     PanelRows panel = {.dtype = w->dtype, .cols = w->cols, .scale = w->scale};
     int64_t size = record_bytes(d, w->cols);

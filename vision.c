@@ -5,7 +5,8 @@
  * patches at a time are multiplied with it in registers.  All activations have a multiple of
  * TILE_ROWS rows; the padding rows hold numbers that are computed and that nobody reads.
  *
- * With `gemm` (kernels.h) the products are those of a prompt: PATCH_CHUNK patches in strips.  So is
+ * With `gemm` or panels (kernels.h) the products are those of a prompt, of PATCH_CHUNK patches at a
+ * time: with --exact there are no panels, and float32 weights never meet either.  With `gemm` so is
  * attention (flash_keys in flash.c), but K and V are float32 here, and are kept as two BF16 numbers
  * each: the first is rounded from it, the second from what the first leaves. */
 #include <math.h>
@@ -28,9 +29,9 @@ typedef struct Sight {
     float *cos, *sin;                   /* [rows or columns, the larger][head_dim / 4] */
     /* For each thread: four panels and a row of W, or the scores of one task. */
     float **panel;
-    /* With gemm alone. */
-    float *up;                          /* [PATCH_CHUNK][intermediate] */
-    uint16_t *kv;                       /* [n_heads][n][kv_stride]: see split_bf16 */
+    float *up;                          /* [PATCH_CHUNK][intermediate], with gemm or panels */
+    uint8_t *records;                   /* of PATCH_CHUNK patches; NULL: there are no panels */
+    uint16_t *kv;                       /* [n_heads][n][kv_stride], with gemm: see split_bf16 */
 } Sight;
 
 int tower_width(const Tower *v) {
@@ -40,7 +41,7 @@ int tower_width(const Tower *v) {
     return most;
 }
 
-/* Whether products and attention are those of a prompt with gemm. */
+/* Whether attention, and the products without panels, are those of a prompt with gemm. */
 static int uses_gemm(const Device *d) { return d->strips && d->kernel->gemm; }
 
 /* Columns of a head with gemm: its dimensions and zeros. */
@@ -59,6 +60,7 @@ void sight_free(Device *d) {
     if (!s) return;
     float *all[] = {s->x, s->y, s->q, s->k, s->v, s->keys, s->h, s->cos, s->sin, s->up};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+    free(s->records);
     free(s->kv);
     for (int i = 0; s->panel && i < d->pool.n_threads; i++) free(s->panel[i]);
     free(s->panel);
@@ -83,13 +85,14 @@ static int sight_open(Device *d, const Tower *v, int columns, int rows) {
         {&s->q, n * inner}, {&s->k, n * inner}, {&s->v, n * inner},
         {&s->keys, gemm ? 0 : keys * inner}, {&s->h, n * wide},
         {&s->cos, (int64_t)side * v->head_dim}, {&s->sin, (int64_t)side * v->head_dim},
-        {&s->up, gemm ? PATCH_CHUNK * (int64_t)v->intermediate : 0},
+        {&s->up, gemm || d->panels ? PATCH_CHUNK * (int64_t)v->intermediate : 0},
     };
     for (size_t i = 0; i < sizeof room / sizeof *room; i++)
         if (!(*room[i].to = zeros(room[i].n))) return -1;
     /* 32 rows more, as gemm reads up to a multiple of 32 of them. */
     size_t kv = ((size_t)v->n_heads * (size_t)s->n + 32) * (size_t)kv_stride(v);
     if (gemm && !(s->kv = calloc(kv, sizeof *s->kv))) return -1;
+    if (d->panels) s->records = xaligned(PATCH_CHUNK * record_bytes(d, tower_width(v)));
     int64_t scores = PATCHES_PER_TASK * keys, panels = 65 * (int64_t)tower_width(v);
     s->panel = xcalloc(d->pool.n_threads, sizeof *s->panel);
     for (int i = 0; i < d->pool.n_threads; i++)
@@ -102,10 +105,10 @@ static int sight_open(Device *d, const Tower *v, int columns, int rows) {
 typedef struct {
     Device *d;
     const Weight *w, *up;               /* up: the product is gelu(W x) * (up x); NULL: W x */
-    const float *x;                     /* [n][cols], with strips not used */
+    const float *x;                     /* [n][cols] */
     float *y;                           /* [n][rows] */
     int n;
-} Panels;
+} Product;
 
 /* Rows first .. first + 15 of W as columns, zeros beyond its last row.  row: scratch [cols]. */
 static void pack_panel(const Kernels *kn, const Weight *w, int first, float *row, float *panel) {
@@ -117,8 +120,8 @@ static void pack_panel(const Kernels *kn, const Weight *w, int first, float *row
 }
 
 /* A block of ROWS_PER_TASK rows, which are two panels, for all patches. */
-static void panels_task(void *arg, int task, int thread) {
-    Panels *p = arg;
+static void tiles_task(void *arg, int task, int thread) {
+    Product *p = arg;
     const Kernels *kn = p->d->kernel;
     const Weight *w = p->w;
     int cols = w->cols;
@@ -145,34 +148,59 @@ static void panels_task(void *arg, int task, int thread) {
         }
 }
 
-/* A block of MANY_ROWS rows for up to PATCH_CHUNK patches, which are in strips. */
-static void see_strips_task(void *arg, int task, int thread) {
-    Panels *p = arg;
+/* One patch of a chunk as records. */
+static void see_pack_task(void *arg, int t, int thread) {
+    const Product *p = arg;
     Device *d = p->d;
-    int rows = p->w->rows, first = task * MANY_ROWS, last = block_end(task, rows, MANY_ROWS);
-    float *up = d->sight->up;
-    multiply_strips(d, thread, p->w, first, last, d->strips, p->n, p->y, rows);
+    int cols = p->w->cols;
+    (void)thread;
+    d->panels->pack(p->x + (int64_t)t * cols, 0, cols, cols,
+                    d->sight->records + t * record_bytes(d, cols));
+}
+
+/* Rows first .. last - 1 of w for the patches of a chunk, which are records or strips. */
+static void multiply_chunk(const Product *p, int thread, const Weight *w, int first, int last,
+                           float *y) {
+    Device *d = p->d;
+    Input in = {.records = d->sight->records};
+    if (in.records) multiply_panels(d, w, first, last, in, NULL, p->n, y, w->rows);
+    else multiply_strips(d, thread, w, first, last, d->strips, p->n, y, w->rows);
+}
+
+/* Rows of a task of a chunk, as in task_rows. */
+static int chunk_rows(const Device *d) { return d->panels ? ROWS_PER_TASK : MANY_ROWS; }
+
+/* A block of rows for the patches of a chunk. */
+static void chunk_task(void *arg, int task, int thread) {
+    const Product *p = arg;
+    int rows = p->w->rows, size = chunk_rows(p->d);
+    int first = task * size, last = block_end(task, rows, size);
+    float *up = p->d->sight->up;
+    multiply_chunk(p, thread, p->w, first, last, p->y);
     if (!p->up) return;
-    multiply_strips(d, thread, p->up, first, last, d->strips, p->n, up, rows);
+    multiply_chunk(p, thread, p->up, first, last, up);
     for (int t = 0; t < p->n; t++) {
         int64_t at = (int64_t)t * rows + first;
-        gelu_times(d, p->y + at, up + at, last - first);
+        gelu_times(p->d, p->y + at, up + at, last - first);
     }
 }
 
 /* y [n][rows] = x [n][cols] W^T, or with `up` gelu(x W^T) * (x up^T); x has a multiple of
  * TILE_ROWS rows. */
-static void panels(Device *d, const Weight *w, const Weight *up, const float *x, int n, float *y) {
-    if (!uses_gemm(d) || !takes_strips(w) || (up && !takes_strips(up))) {
-        Panels p = {d, w, up, x, y, n};
-        parallel(d, n_blocks(w->rows, ROWS_PER_TASK), panels_task, &p);
+static void product(Device *d, const Weight *w, const Weight *up, const float *x, int n, float *y) {
+    int as_prompt = d->panels ? w->dtype == DT_BF16 && (!up || up->dtype == DT_BF16)
+                              : uses_gemm(d) && takes_strips(w) && (!up || takes_strips(up));
+    if (!as_prompt) {
+        Product p = {d, w, up, x, y, n};
+        parallel(d, n_blocks(w->rows, ROWS_PER_TASK), tiles_task, &p);
         return;
     }
     for (int t = 0; t < n; t += PATCH_CHUNK) {
         int count = n - t < PATCH_CHUNK ? n - t : PATCH_CHUNK;
-        Panels p = {d, w, up, NULL, y + (int64_t)t * w->rows, count};
-        make_strips(d, x + (int64_t)t * w->cols, w->cols, count);
-        parallel(d, n_blocks(w->rows, MANY_ROWS), see_strips_task, &p);
+        Product p = {d, w, up, x + (int64_t)t * w->cols, y + (int64_t)t * w->rows, count};
+        if (d->panels) parallel(d, count, see_pack_task, &p);
+        else make_strips(d, p.x, w->cols, count);
+        parallel(d, n_blocks(w->rows, chunk_rows(d)), chunk_task, &p);
     }
 }
 
@@ -192,7 +220,7 @@ int cpu_see(Device *d, const Tower *v, const float *pixels, int columns, int row
             s->sin[p * quarter + i] = sinf((float)p * v->inv_freq[i]);
         }
     for (int64_t i = 0; i < (int64_t)s->n * PATCH_SIZE; i++) s->h[i] = 2 * (pixels[i] - 0.5f);
-    panels(d, &v->patch, NULL, s->h, s->n, s->x);
+    product(d, &v->patch, NULL, s->h, s->n, s->x);
     for (int t = 0; t < s->n; t++) {
         float *x = s->x + (int64_t)t * v->hidden;
         int position[2] = {t % columns, v->n_positions + t / columns};
@@ -343,17 +371,17 @@ void cpu_see_layer(Device *d, const Tower *v, const VisionLayer *l) {
     Sight *s = d->sight;
     Look look = {.d = d, .v = v, .l = l};
     parallel(d, s->n, see_norm_task, &(Look){d, v, l, l->input_norm});
-    panels(d, &l->q, NULL, s->y, s->n, s->q);
-    panels(d, &l->k, NULL, s->y, s->n, s->k);
-    panels(d, &l->v, NULL, s->y, s->n, s->v);
+    product(d, &l->q, NULL, s->y, s->n, s->q);
+    product(d, &l->k, NULL, s->y, s->n, s->k);
+    product(d, &l->v, NULL, s->y, s->n, s->v);
     parallel(d, s->n, see_qkv_task, &look);
     int gemm = uses_gemm(d), size = gemm ? FLASH_QUERIES : PATCHES_PER_TASK;
     parallel(d, n_blocks(s->n, size) * v->n_heads, gemm ? see_flash_task : see_attend_task, &look);
-    panels(d, &l->o, NULL, s->q, s->n, s->y);
+    product(d, &l->o, NULL, s->q, s->n, s->y);
     parallel(d, s->n, see_add_task, &(Look){d, v, l, l->post_attention_norm});
     parallel(d, s->n, see_norm_task, &(Look){d, v, l, l->pre_mlp_norm});
-    panels(d, &l->gate, &l->up, s->y, s->n, s->h);
-    panels(d, &l->down, NULL, s->h, s->n, s->y);
+    product(d, &l->gate, &l->up, s->y, s->n, s->h);
+    product(d, &l->down, NULL, s->h, s->n, s->y);
     parallel(d, s->n, see_add_task, &(Look){d, v, l, l->post_mlp_norm});
 }
 
@@ -378,6 +406,6 @@ void cpu_see_pool(Device *d, const Tower *v, float *soft) {
         }
         rms_norm(d, y, y, NULL, v->hidden);
     }
-    panels(d, &v->project, NULL, s->y, n, soft);
+    product(d, &v->project, NULL, s->y, n, soft);
     sight_free(d);
 }
