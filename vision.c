@@ -23,8 +23,9 @@ typedef struct Sight {
     int n, columns, rows;               /* n = rows * columns patches */
     float *x, *y;                       /* the residual stream, a norm of it [n][hidden] */
     float *q, *k, *v;                   /* [n][n_heads * head_dim]; q becomes attention's output */
-    /* k transposed: [n_heads][panels of 16 patches][head_dim][16]; not with gemm. */
-    float *keys;
+    /* Without gemm: k transposed, [n_heads][panels of 16 patches][head_dim][16], and v of 16
+     * dimensions at a time, [n_heads][panels of 16 dimensions][n][16]. */
+    float *keys, *values;
     float *h;                           /* [n][intermediate], and the pixels [n][PATCH_SIZE] */
     float *cos, *sin;                   /* [rows or columns, the larger][head_dim / 4] */
     /* For each thread: four panels and a row of W, or the scores of one task. */
@@ -58,7 +59,7 @@ static int kv_stride(const Tower *v) { return 4 * head_wide(v) + 32; }
 void sight_free(Device *d) {
     Sight *s = d->sight;
     if (!s) return;
-    float *all[] = {s->x, s->y, s->q, s->k, s->v, s->keys, s->h, s->cos, s->sin, s->up};
+    float *all[] = {s->x, s->y, s->q, s->k, s->v, s->keys, s->values, s->h, s->cos, s->sin, s->up};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     free(s->records);
     free(s->kv);
@@ -84,6 +85,7 @@ static int sight_open(Device *d, const Tower *v, int columns, int rows) {
         {&s->x, n * v->hidden}, {&s->y, n * v->hidden},
         {&s->q, n * inner}, {&s->k, n * inner}, {&s->v, n * inner},
         {&s->keys, gemm ? 0 : keys * inner}, {&s->h, n * wide},
+        {&s->values, gemm ? 0 : n * v->n_heads * round_up(v->head_dim, 16)},
         {&s->cos, (int64_t)side * v->head_dim}, {&s->sin, (int64_t)side * v->head_dim},
         {&s->up, gemm || d->panels ? PATCH_CHUNK * (int64_t)v->intermediate : 0},
     };
@@ -249,8 +251,15 @@ static void split_bf16(const float *x, int n, int wide, uint16_t *out) {
     }
 }
 
-/* Norms and RoPE of one patch's heads.  Its keys become a column of the panels, or with gemm its
- * keys and values a row of s->kv: K, the rest of K, V, the rest of V, head_wide numbers each. */
+/* Dimensions i .. i + 15 of all values of head h. */
+static float *values_of(const Look *a, int h, int i) {
+    int panel = h * n_blocks(a->v->head_dim, 16) + i / 16;
+    return a->d->sight->values + (int64_t)panel * a->d->sight->n * 16;
+}
+
+/* Norms and RoPE of one patch's heads.  Its keys and values become a column and a row of the
+ * panels, or with gemm a row of s->kv: K, the rest of K, V, the rest of V, head_wide numbers
+ * each. */
 static void see_qkv_task(void *arg, int t, int thread) {
     Look *a = arg;
     Sight *s = a->d->sight;
@@ -276,6 +285,8 @@ static void see_qkv_task(void *arg, int t, int thread) {
         }
         float *keys = s->keys + ((int64_t)h * panels + t / 16) * dim * 16 + t % 16;
         for (int i = 0; i < dim; i++) keys[i * 16] = s->k[at + i];
+        for (int i = 0; i < dim; i += 16)
+            copy(values_of(a, h, i) + (int64_t)t * 16, s->v + at + i, dim - i < 16 ? dim - i : 16);
     }
 }
 
@@ -302,7 +313,7 @@ static void see_attend_task(void *arg, int task, int thread) {
         for (int i = 0; i < dim; i += 16) {
             const float *weights = score + (int64_t)(t - from) * keys;
             int count = dim - i < 16 ? dim - i : 16;
-            kn->tile(weights, keys, TILE_ROWS, s->v + h * dim + i, inner, s->n, c, 16, 0);
+            kn->tile(weights, keys, TILE_ROWS, values_of(a, h, i), 16, s->n, c, 16, 0);
             for (int r = 0; r < TILE_ROWS && t + r < to; r++)
                 copy(s->q + (int64_t)(t + r) * inner + h * dim + i, c + 16 * r, count);
         }

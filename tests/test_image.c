@@ -135,10 +135,10 @@ static How hows[] = {
     {"soft tokens, neon", "neon", 0, 1e-4f, &cpu_ops},
     {"soft tokens, neon-bf16", "neon-bf16", 0, 1e-4f, &cpu_ops},
 #else
-    {"soft tokens, avx2", "avx2", 0, 1e-4f, &cpu_ops},
-    {"soft tokens, avx2-vnni", "avx2-vnni", 0, 1e-4f, &cpu_ops},
-    {"soft tokens, avx512", "avx512", 0, 1e-4f, &cpu_ops},
-    {"soft tokens, amx", "amx", 0, 1e-4f, &cpu_ops},
+    {"soft tokens, avx2", "avx2", 0, 5e-4f, &cpu_ops},
+    {"soft tokens, avx2-vnni", "avx2-vnni", 0, 5e-4f, &cpu_ops},
+    {"soft tokens, avx512", "avx512", 0, 5e-4f, &cpu_ops},
+    {"soft tokens, amx", "amx", 0, 5e-4f, &cpu_ops},
 #endif
     {"soft tokens, exact", "", 1, 1e-4f, &cpu_ops},
     {"soft tokens, plain", "", 1, 1e-4f, &plain_ops},
@@ -221,7 +221,7 @@ static void small_pictures(void **state) {
             assert_int_equal(image_to_picture(&image, tokens, &p), 0);
             see(m, &plain_ops, 1, &want);
             see(m, &DEVICE, exact, &p);
-            assert_near(p.soft, want.soft, p.n * info.config->hidden, exact ? 1e-5f : ON_GPU ? 1e-2f : 1e-4f, exact ? "exact" : "rounded");
+            assert_near(p.soft, want.soft, p.n * info.config->hidden, exact ? 1e-5f : ON_GPU ? 1e-2f : 5e-4f, exact ? "exact" : "rounded");
             free(want.soft);
             free(p.soft);
         }
