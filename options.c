@@ -410,11 +410,42 @@ static void take_command(Options *o, const char *word) {
         if (!strcmp(word, commands[i])) o->command = commands[i];
 }
 
+/* How many letters of a must be added, removed, changed, or swapped with the next one, to make b;
+ * most + 1 where these are more than `most`. */
+static int distance(const char *a, const char *b, int most) {
+    while (*a && *a == *b) a++, b++;
+    if (!*a && !*b) return 0;
+    if (!most) return 1;
+    int is_swapped = *a && *b && a[0] == b[1] && a[1] == b[0];
+    const int way[] = {distance(a + !!*a, b + !!*b, most - 1), distance(a + !!*a, b, most - 1),
+                       distance(a, b + !!*b, most - 1),
+                       is_swapped ? distance(a + 2, b + 2, most - 1) : most};
+    int least = most;
+    for (int i = 0; i < 4; i++) least = way[i] < least ? way[i] : least;
+    return 1 + least;
+}
+
+/* Makes *name the known word where it is the nearest to `word` so far, *least letters off: at most
+ * two, and fewer than half of the word's. */
+static void try_word(const char *word, const char *known, const char **name, int *least) {
+    int off = distance(word, known, 2);
+    if (off >= *least || 2 * (size_t)off >= strlen(word)) return;
+    *name = known;
+    *least = off;
+}
+
 /* Refuses what getopt_long does not know.  That is the letter optopt; or the last argument: a long
  * option, which may be known (then optopt is its code) but has a value that it does not take. */
 static int refuse(char **argv) {
+    Buf word = {0};
+    const char *name = NULL, *argument = argv[optind - 1];
+    int least = 3;
     if (optopt && !row_of(optopt)) return usage("unknown option -%c", optopt);
-    return usage("unknown option %s", argv[optind - 1]);
+    buf_add(&word, argument + 2, strcspn(argument + 2, "="));
+    for (int i = 0; i < N_ROWS; i++) try_word(word.data, rows[i].name, &name, &least);
+    buf_free(&word);
+    if (!name) return usage("unknown option %s", argument);
+    return usage("unknown option %s: did you mean --%s?", argument, name);
 }
 
 /* Beside -i, -f or --video a word of the question that is a file was meant for the option, as with
@@ -424,6 +455,20 @@ static int refuse_file(const char *word) {
     if (stat(word, &info) || !S_ISREG(info.st_mode)) return 0;
     return usage("%s is a file: each file needs a -i, -f or --video of its own (as text: -p)",
                  word);
+}
+
+/* Takes the only word behind options: a command, or a question, unless it looks like a command.
+ * Returns 0, or the exit status. */
+static int take_word(Options *o, const char *word) {
+    const char *name = NULL;
+    int least = 3;
+    take_command(o, word);
+    if (!strcmp(word, "help")) return usage("help is no command; -p help asks the model");
+    if (o->command || o->media || o->n_files) return 0;
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
+        try_word(word, commands[i], &name, &least);
+    if (!name) return 0;
+    return usage("%s: did you mean the command %s? -p %s asks the model", word, name, word);
 }
 
 int parse_options(int argc, char **argv, Options *o) {
@@ -447,7 +492,7 @@ int parse_options(int argc, char **argv, Options *o) {
     }
     /* The only word behind options may also be the command, but not behind "--". */
     int is_behind = !o->command && optind + 1 == argc && strcmp(argv[optind - 1], "--");
-    if (is_behind) take_command(o, argv[optind]);
+    if (is_behind && !status) status = take_word(o, argv[optind]);
     if (is_behind && o->command) optind++;
     for (; !status && optind < argc; optind++) {
         if (o->media || o->n_files) status = refuse_file(argv[optind]);
@@ -466,12 +511,6 @@ void options_free(Options *o) {
 
 /* ---- what belongs together ---- */
 
-/* Refuses `gemma4 help`, which is no question; -p help is one. */
-static int check_help(const Options *o) {
-    int asks = o->question.len && !strcmp(o->question.data, "help");
-    return asks ? usage("help is no command; -p help asks the model") : 0;
-}
-
 /* Refuses an argument in another encoding than UTF-8, as text on stdin is refused. */
 static int check_utf8(const char *called, const char *text) {
     size_t n = text ? strlen(text) : 0, good = utf8_until(text, n);
@@ -487,7 +526,6 @@ static int samples(const Options *o) {
 
 static int check_prompt(const Options *o) {
     int tokenizes = is_command(o, "tokenize"), scores = is_command(o, "score");
-    if (check_help(o)) return 2;
     if (o->question.len && o->command)
         return usage("%s takes no argument \"%s\"", o->command, o->question.data);
     if (o->question.len && (o->prompt || o->jsonl || o->ids_file))

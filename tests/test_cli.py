@@ -431,7 +431,7 @@ def test_version():
 
 def test_command_behind_options():
     """The only word behind the options may be the command."""
-    for call in (('--', 'info'), ('-p', 'info'), ('check', 'please')):
+    for call in (('--', 'info'), ('--', 'inof'), ('-p', 'inof'), ('-p', 'info'), ('check', 'please'), ('hello',)):
         assert run('-m', ROOT / 'demo', '-n', 1, *call).returncode == 0
     assert answer('-m', ROOT / 'demo', 'info') == answer('info', '-m', ROOT / 'demo')
     assert answer('--plain', 'tokenize', stdin='hello', env=environment(GEMMA4_MODEL=ROOT / 'demo')) == \
@@ -479,6 +479,8 @@ def test_empty_prompt(odd):
     ('--save - hello', '--save -: needs'), ('--cache - hello', '--cache -: needs'), ('score --ids f --logits -', '--logits -: needs'),
     ('bench --plot -', '--plot -: needs'), ('--draft d --draft-log - hello', '--draft-log -: needs'),
     ('--raw --think hello', '--think'), ('--ids f --think-tokens 5', '--think-tokens'), ('score --text f -s x', '-s'),
+    ('--tmep 1 hello', '--tmep: did you mean --temp?'), ('--jsnol=x', '--jsnol=x: did you mean --jsonl?'), ('--tixt f', 'mean --text?'),
+    ('--xyz', '--xyz (gemma4'), ('inof', 'the command info? -p inof'), ('-n 1 tokenise', 'the command tokenize?'),
     ('help', '-p help'), ('info --ignore-eos', '--ignore-eos'), ('info --temp 0', 'info draws no tokens'),
     ('info --jsonl', 'info and --jsonl'), ('score --raw -p a --text f', 'not several'), ('check --tools t --json-schema s', 'not both'),
     ('--tools - --json-schema - hello', 'only one option'), ('-f - --load - hello', 'only one option'), ('--temperature 200 hello', '--temperature 200'),
