@@ -337,29 +337,15 @@ static void warn_of_files(const Model *m) {
     if (model_warning(m)) remark("gemma4: warning: %s\n", model_warning(m));
 }
 
-/* Parts DIR:SCALE, in which there is a colon, at the last one: DIR is added to *name, and *scale
- * becomes the number.  Returns 0, or -1 with err where the text behind the colon is no scale. */
-static int split_scale(const char *text, Buf *name, float *scale, Error *err) {
-    const char *colon = strrchr(text, ':');
-    char *end;
-    double v = strtod(colon + 1, &end);
-    buf_add(name, text, (size_t)(colon - text));
-    *scale = (float)v;
-    if (colon[1] && !*end && v >= -1000 && v <= 1000) return 0;
-    return fail(err, "\"%s\" is no scale (-1000 to 1000)", colon + 1);
-}
-
 /* Adds the adapter of one --lora, DIR or DIR:SCALE; DIR is found as a checkpoint is.  A colon may
  * be part of DIR's name: so the whole text is looked up first. */
 static int add_adapter(Model *m, const char *text, Error *err) {
     Buf name = {0}, dir = {0};
-    Error why, no_scale;                /* options.c has refused a bad scale behind a directory */
+    Error why;
     float scale = 1;
     int bad = find_checkpoint(text, &dir, &why) != 0;
-    if (bad && strchr(text, ':')) {
-        if (!split_scale(text, &name, &scale, &no_scale))
-            bad = find_checkpoint(name.data, &dir, &why) != 0;
-    }
+    if (bad && strchr(text, ':') && !split_lora(text, &name, &scale, NULL))
+        bad = find_checkpoint(name.data, &dir, &why) != 0;
     if (bad) fail(err, "--lora %s: %s", text, why.text);
     else bad = model_adapt(m, text, dir.data, scale, err);
     buf_free(&name);

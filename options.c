@@ -84,15 +84,20 @@ int is_command(const Options *o, const char *name) {
 
 /* ---- values ---- */
 
-/* Each of these functions reads a number from the whole text.  Returns 0; or -1 with err, which
- * calls the number `name`, and *out as it was. */
+/* Whether a text may be a decimal number: the functions of C also take 0x10, inf, nan, and blanks
+ * in front. */
+static int is_decimal(const char *text) { return !text[strspn(text, "0123456789+-.eE")]; }
+
+/* Each of these functions reads a decimal number from the whole text.  Returns 0; or -1 with err,
+ * which calls the number `name`, and *out as it was. */
 
 static int read_whole(const char *name, const char *text, double min, double max, int *out,
                       Error *err) {
     char *end;
     errno = 0;
     long long v = strtoll(text, &end, 10);
-    if (end == text || *end || errno || (double)v < min || (double)v > max)
+    int is_number = is_decimal(text) && end > text && !*end && !errno;
+    if (!is_number || (double)v < min || (double)v > max)
         return fail(err, "%s %s: not a whole number from %.0f to %.0f", name, text, min, max);
     *out = (int)v;
     return 0;
@@ -102,7 +107,7 @@ static int read_real(const char *name, const char *text, double min, double max,
                      Error *err) {
     char *end;
     double v = strtod(text, &end);
-    if (end == text || *end || !(v >= min && v <= max))
+    if (!is_decimal(text) || end == text || *end || !(v >= min && v <= max))
         return fail(err, "%s %s: not a number from %g to %g", name, text, min, max);
     *out = (float)v;
     return 0;
@@ -112,7 +117,8 @@ static int read_seed(const char *name, const char *text, uint64_t *out, Error *e
     char *end;
     errno = 0;
     uint64_t v = strtoull(text, &end, 10);
-    if (end == text || *end || errno) return fail(err, "%s %s: not a whole number", name, text);
+    if (!is_decimal(text) || end == text || *end || errno)
+        return fail(err, "%s %s: not a whole number", name, text);
     *out = v;
     return 0;
 }
@@ -158,15 +164,21 @@ static int take_file(Options *o, const char *path) {
     return 0;
 }
 
-/* DIR or DIR:SCALE.  A colon may be part of DIR's name. */
-static int take_lora(Options *o, const char *text) {
+int split_lora(const char *text, Buf *dir, float *scale, Error *err) {
     const char *colon = strrchr(text, ':');
+    buf_add(dir, text, colon ? (size_t)(colon - text) : strlen(text));
+    return colon ? read_real("--lora's SCALE", colon + 1, -1000, 1000, scale, err) : 0;
+}
+
+/* Refuses a bad scale behind a directory.  Other names are looked up when the model is open. */
+static int take_lora(Options *o, const char *text) {
     float scale;
+    Error why;
     Buf dir = {0};
-    if (colon && !is_directory(text)) buf_add(&dir, text, (size_t)(colon - text));
-    int is_scaled = dir.len && is_directory(dir.data);
+    int is_bad = !is_directory(text) && split_lora(text, &dir, &scale, &why) &&
+                 is_directory(dir.data);
     buf_free(&dir);
-    if (is_scaled && parse_real("--lora's SCALE", colon + 1, -1000, 1000, &scale)) return 2;
+    if (is_bad) return usage("%s", why.text);
     o->lora = xrealloc(o->lora, o->n_loras + 1, sizeof *o->lora);
     o->lora[o->n_loras++] = text;
     return 0;

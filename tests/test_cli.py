@@ -457,7 +457,9 @@ def test_empty_prompt(odd):
     ('-n 99999999999999999999 hello', '-n 9999'), ('-c 0 hello', '-c 0'), ('-c many hello', 'many'), ('-t 0 hello', '-t 0'),
     ('-t 100000 hello', '-t 100000'), ('--chunk 0 hello', '--chunk 0'), ('--chunk 1000000 hello', '--chunk'),
     ('--top -1 hello', '--top -1'), ('--temp -1 hello', '--temp -1'), ('--temp hot hello', 'hot'),
-    ('--temp nan hello', 'nan'), ('--temp inf hello', 'inf'), ('--top-k -1 hello', '--top-k'),
+    ('--temp nan hello', 'nan'), ('--temp inf hello', 'inf'), ('--temp 0x1 hello', '--temp 0x1'), ('--temp 1e400 hello', '1e400'),
+    ('--seed 1e3 hello', '1e3'), ('--seed 0x1 hello', '0x1'), ('--gpu-memory 0x1p3 hello', '--gpu-memory 0x1p3'), ('-n 0x10 hello', '0x10'),
+    ('--top-k -1 hello', '--top-k'),
     ('--top-k 1.5 hello', '--top-k'), ('--top-p 1.1 hello', '--top-p'), ('--top-p -0.1 hello', '--top-p'),
     ('--min-p 2 hello', '--min-p'), ('--repeat-penalty 0 hello', '--repeat-penalty'), ('--seed x hello', '--seed x'),
     ('--seed 99999999999999999999 hello', '--seed'), ('--kv f16 hello', 'f16'), ('--device gpu hello', 'gpu'),
@@ -490,6 +492,11 @@ def test_wrong_usage(odd, call, word):
     # GEMMA4_MODEL stands for -m, so that the call is exactly what the table says.
     text = complaint(2, *call.split(), env=environment(GEMMA4_MODEL=odd))
     assert word in text and '--help' in text
+
+
+@pytest.mark.parametrize('option', ['-n', '--temp', '--seed'])
+def test_blanks_before_a_number(odd, option):
+    assert option + '  1' in complaint(2, '-m', odd, option, ' 1', 'hello')
 
 
 def test_files_among_the_words(odd, tmp_path):
