@@ -25,6 +25,7 @@
 #include "json.h"
 #include "jsonl.h"
 #include "markdown.h"
+#include "newfile.h"
 #include "options.h"
 #include "repl.h"
 #include "request.h"
@@ -43,7 +44,7 @@ static volatile sig_atomic_t is_styled;         /* 1: Markdown may be styled on 
 static void on_signal(int number) {
     tool_kill();
     repl_leave();
-    transcript_leave();
+    new_leave();
     ssize_t done = 0;
     if (is_styled) done = write(STDOUT_FILENO, "\033[0m", 4);
     if (dims) done = write(STDERR_FILENO, "\033[0m\n", 5);

@@ -33,7 +33,4 @@ cJSON *transcript_load(Engine *e, const char *path, Error *err);
 int transcript_cache(const Engine *e, const cJSON *messages, const cJSON *document,
                      const char *path, int *n_read, Error *err);
 
-/* Removes files that are only partly written.  For signal handlers that end the program. */
-void transcript_leave(void);
-
 #endif

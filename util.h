@@ -17,6 +17,9 @@ typedef struct {
  * Returns -1, so that a caller can `return fail(…)`. */
 int fail(Error *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
+/* What is called before this file ends the program, also in a signal handler; NULL: nothing. */
+extern void (*before_exit)(void);
+
 /* malloc, calloc, realloc and strdup that never return NULL: without memory they end the program.
  * xrealloc resizes to n elements of `size` bytes.  The caller frees all results with free. */
 void *xmalloc(size_t n);

@@ -12,6 +12,7 @@ import pytest
 
 from conftest import (ANSWER, ENDLESS, FIXTURES, GEMMA4, ON_ARM, PATIENCE, ROOT, THOUGHT, answer, complaint, environment, ids_of, read_floats,
                       read_json, read_line, run, write_ids, write_json)
+from test_sessions import small_files
 
 GREEDY = ('--temp', 0)
 # 40 draws from nearly even odds: two prompts that differ give different ids, the same prompt the same ones.
@@ -817,6 +818,23 @@ def test_score_errors(odd, tmp_path):
     assert '-c' in complaint(1, 'score', '-m', odd, '--raw', '-p', 'a b c d e f', '-c', 3)
     done = run('score', '-m', odd, '--raw', '-p', 'a b c', '--logits', '/dev/full')
     assert (done.returncode, done.stderr) == (1, b'gemma4: /dev/full: No space left on device\n')
+
+
+def test_logits_whole_or_not_at_all(start, odd, tmp_path):
+    """On a full disk, where stdout fails, and where a signal comes: the old file stays, and nothing is beside it."""
+    file, ids = tmp_path / 'logits', write_ids(tmp_path / 'ids', [5] * 40)
+    file.write_text('old')
+    call = ('score', '-m', odd, '--ids', ids, '--logits', file)
+    assert '%s: File too large' % file in complaint(1, *call, '--summary', preexec_fn=small_files)
+    with open('/dev/full', 'wb') as full:
+        assert run(*call, stdout=full).returncode == 1
+    p = start(*call, '--top', 1000, stdin=subprocess.DEVNULL)      # more than a pipe holds
+    read_line(p.stdout)
+    p.stdout.close()
+    assert p.wait(PATIENCE) == 128 + signal.SIGPIPE
+    assert file.read_text() == 'old' and sorted(os.listdir(tmp_path)) == ['ids', 'logits']
+    answer(*call)
+    assert file.stat().st_size > 1 << 16 and file.stat().st_mode == ids.stat().st_mode
 
 
 @pytest.mark.parametrize('text, word', BAD_REQUESTS, ids=repr)
