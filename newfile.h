@@ -1,7 +1,7 @@
 /* newfile.h - files that take the place of others when they are whole.  Until then a new file has
  * another name, beside the one that it will have: so the old file survives a failure, and no half
- * file is left that looks whole.  Functions that return an int return 0, or -1 with err, which names
- * the file. */
+ * file is left that looks whole.  Functions that return an int return 0, or -1 with err, which
+ * names the file. */
 #ifndef NEWFILE_H
 #define NEWFILE_H
 

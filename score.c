@@ -116,8 +116,8 @@ static void put_summary(Score *s) {
     put_stdout(s->out.data, s->out.len);
 }
 
-/* Opens the reference, and refuses one of another length before anything is computed.  A pipe has no
- * length: then check_files notices it in the end. */
+/* Opens the reference, and refuses one of another length before anything is computed.  A pipe has
+ * no length: then check_files notices it in the end. */
 static int open_reference(Score *s, Error *err) {
     const char *name = s->o->reference_file;
     struct stat info;
