@@ -189,7 +189,7 @@ static void warn_of_memory(const Model *m) {
 static const char *json_name(const char *option, const char *value) {
     const char *begin = value + strspn(value, " \t\r\n");
     if (*begin == '{' || *begin == '[') return option;
-    return strcmp(value, "-") ? value : "stdin";
+    return file_name(value);
 }
 
 /* The JSON that is the value of an option or stands in the file of that name.  NULL with err. */
@@ -738,9 +738,10 @@ static int file_ids(const char *file, const Engine *e, Ids *ids, Error *err) {
     ModelInfo info;
     Buf in = {0};
     model_info(e->model, &info);
-    int bad = read_file(file, &in, err) || parse_ids(file, &in, info.config->vocab, ids, err);
+    int bad = read_file(file, &in, err) ||
+              parse_ids(file_name(file), &in, info.config->vocab, ids, err);
     buf_free(&in);
-    if (!bad && !ids->n) bad = fail(err, "%s: no token ids", file);
+    if (!bad && !ids->n) bad = fail(err, "%s: no token ids", file_name(file));
     return bad ? -1 : 0;
 }
 
@@ -760,7 +761,7 @@ static int request_ids(const Engine *e, const char *file, Request *r, Ids *ids, 
     Error why;
     int bad = read_file(file, &in, err);
     if (!bad && request_parse(e, in.data, in.len, r, &why))
-        bad = fail(err, "%s: %s", file, why.text);
+        bad = fail(err, "%s: %s", file_name(file), why.text);
     for (int i = 0; !bad && i < r->prompt.ids.n; i++) ids_add(ids, r->prompt.ids.id[i]);
     buf_free(&in);
     return bad;
@@ -984,7 +985,7 @@ static int add_piped(const Options *o, Buf *text, Error *err) {
  * have left stdin open by mistake. */
 static void explain_waiting(void) {
     struct pollfd in = {.fd = STDIN_FILENO, .events = POLLIN};
-    if (!poll(&in, 1, 1000)) remark("gemma4: reading standard input (end it, or </dev/null)\n");
+    if (!poll(&in, 1, 1000)) remark("gemma4: reading stdin (end it, or </dev/null)\n");
 }
 
 /* Whether an option reads stdin, which then is no part of the question. */
@@ -1073,6 +1074,8 @@ static int run(Options *o, const char *dir, Error *err) {
     if (is_command(o, "info")) return run_info(o, dir, err);
     Question question = {0};
     int status = 1, chats = is_chat(o);
+    if (o->jsonl && isatty(STDIN_FILENO))
+        remark("gemma4: reading stdin, a request a line (Ctrl-D ends it)\n");
     if ((o->media_takes_stdin = media_stdin(o->media, err)) < 0) return -1;
     if (chats && (o->cache || o->save))
         return usage("--cache and --save belong to a question; the chat has /save");

@@ -82,14 +82,17 @@ static void add_base64(const Buf *in, Buf *out) {
     }
 }
 
-/* Finds what a URL names.  name: the path, or "data: URL", for messages.  Returns 1 with the bytes
+/* How the URL begins in which media_stdin puts what it has read. */
+#define STDIN_URL "data:;name=stdin;base64,"
+
+/* Finds what a URL names.  name, for messages: the path, "stdin" or "data: URL".  Returns 1 with the bytes
  * of a data: URL; 0 where `name` is the path of a file; -1 with err. */
 static int find_url(const char *url, Buf *name, Buf *bytes, Error *err) {
     Error why;
     const char *colon = strstr(url, "://");
     if (!strncasecmp(url, "data:", 5)) {
         const char *comma = strchr(url, ',');
-        buf_puts(name, "data: URL");
+        buf_puts(name, strncmp(url, STDIN_URL, strlen(STDIN_URL)) ? "data: URL" : "stdin");
         if (!comma || comma - url < 12 || strncasecmp(comma - 7, ";base64", 7))
             return fail(err, "data: URL: not data:…;base64,…");
         return base64(comma + 1, bytes, &why) ? fail(err, "data: URL: %s", why.text) : 1;
@@ -442,7 +445,7 @@ int media_stdin(const cJSON *parts, Error *err) {
         if (found++) return fail(err, "-i and --video: stdin (-) can be one file, not two");
         if (isatty(STDIN_FILENO)) return fail(err, "-i -: stdin is a terminal, and no file");
         int bad = read_file("-", &bytes, err);
-        buf_puts(&url, "data:;base64,");
+        buf_puts(&url, STDIN_URL);
         if (!bad) add_base64(&bytes, &url);
         cJSON_SetValuestring(own_url(part), url.data);
         buf_free(&bytes);

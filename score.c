@@ -53,7 +53,7 @@ static void compare(Score *s, int64_t pos, const float *logits) {
     int mine, theirs;
     errno = 0;
     if (fread(s->row, sizeof(float), (size_t)s->n_vocab, s->reference) != (size_t)s->n_vocab) {
-        if (!s->failed) s->failed = s->o->reference_file, s->why = errno;
+        if (!s->failed) s->failed = file_name(s->o->reference_file), s->why = errno;
         return;
     }
     double kl = divergence(s->row, logits, s->n_vocab);
@@ -123,10 +123,11 @@ static int open_reference(Score *s, Error *err) {
     struct stat info;
     off_t want = (off_t)s->n * s->n_vocab * (off_t)sizeof *s->row;
     if (!name) return 0;
-    if (!(s->reference = fopen(name, "rb"))) return fail(err, "%s: %s", name, strerror(errno));
+    s->reference = strcmp(name, "-") ? fopen(name, "rb") : stdin;
+    if (!s->reference) return fail(err, "%s: %s", name, strerror(errno));
     if (fstat(fileno(s->reference), &info) || !S_ISREG(info.st_mode)) return 0;
     if (info.st_size == want) return 0;
-    return fail(err, "%s: %s than %d positions of %d logits", name,
+    return fail(err, "%s: %s than %d positions of %d logits", file_name(name),
                 info.st_size < want ? "less" : "more", s->n, s->n_vocab);
 }
 
@@ -136,8 +137,8 @@ static int check_files(Score *s, Error *err) {
     if (s->failed)
         return fail(err, "%s: less than %d positions of %d logits", s->failed, s->n, s->n_vocab);
     if (s->reference && fgetc(s->reference) != EOF)
-        return fail(err, "%s: more than %d positions of %d logits", s->o->reference_file, s->n,
-                    s->n_vocab);
+        return fail(err, "%s: more than %d positions of %d logits",
+                    file_name(s->o->reference_file), s->n, s->n_vocab);
     return s->logits.f ? new_finish(&s->logits, err) : 0;
 }
 

@@ -121,9 +121,11 @@ void ids_free(Ids *ids) {
     *ids = (Ids){0};
 }
 
+const char *file_name(const char *path) { return strcmp(path, "-") ? path : "stdin"; }
+
 int read_file(const char *path, Buf *b, Error *err) {
-    int from_stdin = !strcmp(path, "-");
-    const char *name = from_stdin ? "stdin" : path;
+    const char *name = file_name(path);
+    int from_stdin = name != path;
     FILE *f = from_stdin ? stdin : fopen(path, "rb");
     if (!f) return fail(err, "%s: %s", path, strerror(errno));
     buf_add(b, "", 0);

@@ -59,6 +59,9 @@ void ids_free(Ids *ids);
  * end, as of a device, must not fill the memory; no request or picture comes near the limit. */
 #define INPUT_LIMIT ((size_t)64 << 20)
 
+/* How messages name the file `path`, which is read: "-" is stdin. */
+const char *file_name(const char *path);
+
 /* Adds the whole file to *b, which the caller frees.  path "-" is stdin.
  * Returns 0, or -1 with err and *b empty; a file of more than INPUT_LIMIT bytes is an error. */
 int read_file(const char *path, Buf *b, Error *err);

@@ -403,7 +403,7 @@ def test_quiet(puppet, tmp_path):
 def test_a_stdin_that_stays_open(start, puppet):
     """Beside an argument a silent stdin is named; text that comes later is still read.  A stdin that speaks is not named."""
     p = start('-m', puppet, 'hello')
-    assert read_line(p.stderr) == b'gemma4: reading standard input (end it, or </dev/null)\n'
+    assert read_line(p.stderr) == b'gemma4: reading stdin (end it, or </dev/null)\n'
     p.stdin.write(b'more')
     p.stdin.close()
     assert (p.wait(PATIENCE), p.stdout.read(), p.stderr.read()) == (0, ANSWER.encode() + b'\n', b'')
@@ -584,6 +584,23 @@ def test_cuda_without_cuda(puppet):
 def test_nul_on_stdin(puppet):
     text = complaint(1, '-m', puppet, 'hello', stdin=b'a\0b')
     assert 'stdin' in text and 'NUL' in text
+
+
+@pytest.mark.parametrize('call', ['--ids -', 'score --ids -', 'score --request -', 'score --raw -p a --summary --reference -', '--load - x', '--tools - x',
+                                  '--json-schema - x', '-f - x', '-i - x', '--video - x', 'render', 'tokenize --decode', ''])
+def test_messages_name_stdin(puppet, call):
+    assert complaint(1, *call.split(), '-m', puppet, stdin=b'{"a\xff').startswith('gemma4: stdin: ')
+
+
+def test_requests_from_a_terminal(puppet):
+    """A line says where they are read, unless that is a pipe."""
+    assert run('--jsonl', '-m', puppet).stderr == b''
+    child = pexpect.spawn(GEMMA4, ['--jsonl', '-m', str(puppet)], env=environment(), encoding='utf-8', timeout=PATIENCE)
+    child.expect_exact('gemma4: reading stdin, a request a line (Ctrl-D ends it)\r\n')
+    child.sendeof()
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
 
 
 @pytest.mark.parametrize('call', [['tokenize'], ['render'], [], ['--raw']], ids=' '.join)
