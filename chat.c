@@ -607,7 +607,7 @@ static void put_arguments(Writer *w, const cJSON *arguments, int j) {
     else if (text && !cJSON_IsNull(parsed)) put_string(w, text);
     else if (value && !cJSON_IsNull(value)) put_value(w, value, 0);
     int is_none = text ? !*text || cJSON_IsNull(parsed) : !value || cJSON_IsNull(value);
-    if (!is_none && !cJSON_IsObject(value))
+    if (!is_none && !cJSON_IsObject(value) && !w->options.is_checked)
         buf_printf(&w->out->warnings, "messages[%d].tool_calls[%d].function.arguments: no JSON "
                    "object: the model reads them as they are\n", w->i, j);
     cJSON_Delete(parsed);

@@ -395,15 +395,9 @@ static int open_model(const Options *o, const char *dir, Engine *e, Error *err) 
 
 /* Refuses a --run-tools that is no directory, and says which tools have no executable there. */
 static int check_tool_dir(const Engine *e, Error *err) {
-    const cJSON *tool;
-    if (!e->tool_dir) return 0;
-    if (!is_directory(e->tool_dir)) return fail(err, "--run-tools %s: no directory", e->tool_dir);
-    cJSON_ArrayForEach(tool, e->tools) {
-        const char *name = cJSON_GetStringValue(json_field(json_field(tool, "function"), "name"));
-        if (!tool_is_there(e->tool_dir, name))
-            remark("gemma4: warning: --run-tools %s: no executable for the tool %s\n", e->tool_dir,
-                   name);
-    }
+    if (e->tool_dir && !is_directory(e->tool_dir))
+        return fail(err, "--run-tools %s: no directory", e->tool_dir);
+    warn_of_tools(e);
     return 0;
 }
 

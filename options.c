@@ -591,8 +591,9 @@ static int check_tool_options(const Options *o) {
                      o->tools ? ", not both" : "");
     if (o->open_thought && !parses) return usage("--open-thought belongs to parse");
     if (o->tools && (o->raw || o->ids_file)) return usage("--tools needs the chat template");
-    if (o->run_tools && (!o->tools || o->jsonl || o->command))
-        return usage("--run-tools needs --tools, and neither --jsonl nor a command");
+    if (o->run_tools && ((!o->tools && !o->load) || o->jsonl || o->command))
+        return usage("--run-tools needs --tools, or --load of a conversation that has some, and "
+                     "neither --jsonl nor a command");
     if (o->yes && !o->run_tools) return usage("--yes belongs to --run-tools");
     if (o->run_tools && !o->yes && !can_ask())
         return usage("--run-tools: no terminal to ask on; --yes runs every call");

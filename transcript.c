@@ -92,10 +92,12 @@ static void load_cache(const Engine *e, const char *path, uint64_t conversation)
     buf_free(&name);
 }
 
-/* Whether messages can be rendered: 0, or -1 with err. */
+/* Whether messages can be rendered: 0, or -1 with err.  Says on stderr what is wrong with them all
+ * the same. */
 static int check_messages(const Engine *e, const cJSON *messages, Error *err) {
     Prompt prompt = {0};
     int bad = conversation_render(e, messages, NULL, (ChatOptions){0}, &prompt, err);
+    if (!bad) remark_lines(&prompt.warnings);
     prompt_free(&prompt);
     return bad;
 }
@@ -109,6 +111,9 @@ static int take_tools(Engine *e, const cJSON *given, Error *err) {
     cJSON_Delete(e->tools);
     e->tools = tools;
     e->tools_of_file = 1;
+    if (e->tool_dir && !tools)
+        remark("gemma4: warning: --run-tools has no effect: the conversation has no tools\n");
+    warn_of_tools(e);
     return 0;
 }
 
