@@ -85,8 +85,8 @@ static void add_base64(const Buf *in, Buf *out) {
 /* How the URL begins in which media_stdin puts what it has read. */
 #define STDIN_URL "data:;name=stdin;base64,"
 
-/* Finds what a URL names.  name, for messages: the path, "stdin" or "data: URL".  Returns 1 with the bytes
- * of a data: URL; 0 where `name` is the path of a file; -1 with err. */
+/* Finds what a URL names.  name, for messages: the path, "stdin" or "data: URL".  Returns 1 with
+ * the bytes of a data: URL; 0 where `name` is the path of a file; -1 with err. */
 static int find_url(const char *url, Buf *name, Buf *bytes, Error *err) {
     Error why;
     const char *colon = strstr(url, "://");
@@ -343,14 +343,16 @@ static Media *load(MediaStore *s, const char *url, int is_video, Buf *name, Erro
 }
 
 /* The URL of an image or video part: "image_url": {"url": …}, as in OpenAI's API, or "image_url":
- * "…"; or, as in MCP, {"type": "image", "data": base64, "mimeType": …} as a data: URL.  An empty
- * Buf if it names nothing; the caller frees it. */
+ * "…"; Anthropic's "source": {"url": …}, or {"media_type": …, "data": base64} as a data: URL; or
+ * MCP's {"data": base64, "mimeType": …}.  An empty Buf if it names nothing; the caller frees it. */
 static Buf part_url(const cJSON *part, const char *type) {
-    const cJSON *source = json_field(part, strcmp(type, "input_image") ? type : "image_url");
-    const cJSON *url = json_field(source, "url");
+    const cJSON *theirs = json_field(part, "source");
+    const cJSON *ours = json_field(part, strcmp(type, "input_image") ? type : "image_url");
+    const cJSON *source = theirs ? theirs : ours, *url = json_field(source, "url");
     const char *name = cJSON_GetStringValue(url ? url : source);
-    const char *data = cJSON_GetStringValue(json_field(part, "data"));
-    const char *mime = cJSON_GetStringValue(json_field(part, "mimeType"));
+    const char *data = cJSON_GetStringValue(json_field(theirs ? theirs : part, "data"));
+    const char *mime = cJSON_GetStringValue(theirs ? json_field(theirs, "media_type")
+                                                   : json_field(part, "mimeType"));
     Buf found = {0};
     if (name) buf_puts(&found, name);
     else if (data) buf_printf(&found, "data:%s;base64,%s", mime ? mime : "", data);
@@ -382,7 +384,7 @@ static int load_part(MediaStore *s, const cJSON *part, int i, int j, int is_new,
     buf_free(&url);
     buf_free(&name);
     if (named && !m) return fail(err, "messages[%d].content[%d]: %s", i, j, why.text);
-    if (!named && !s->placeholders)
+    if (!named && (!s->placeholders || json_field(part, "source")))
         return fail(err, "messages[%d].content[%d]: names no file (\"%s_url\": {\"url\": …})", i, j,
                     is_video ? "video" : "image");
     if (!named) return 0;
