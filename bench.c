@@ -20,7 +20,7 @@
  * MULTITURN they are the lengths of one of TURNS turns. */
 enum { CHAT, RAG, LONG, CONTEXT, MULTITURN, REASONING, N_SCENARIOS, TURNS = 10 };
 const char *const bench_scenarios[] = {"chat", "rag", "long", "context", "multiturn", "reasoning",
-                                       NULL};
+                                       "all", NULL};
 static const int prompt_of[N_SCENARIOS][3] = {
     {64}, {8192}, {64}, {4096, 25000, BENCH_CONTEXT}, {64}, {128},
 };

@@ -508,9 +508,7 @@ static int run_render(const Options *o, const char *dir, Error *err) {
     request_free(&r);
     buf_free(&in);
     media_free(&media);
-    tokenizer_free(e.tokenizer);
-    cJSON_Delete(e.tools);
-    cJSON_Delete(e.json_schema);
+    close_engine(&e);
     return bad ? -1 : 0;
 }
 
@@ -702,8 +700,7 @@ static int run_parse(const Options *o, const char *dir, Error *err) {
         put_parsed(&e, start, in.data, in.len - (size_t)has_newline);
     }
     buf_free(&in);
-    tokenizer_free(e.tokenizer);
-    cJSON_Delete(e.tools);
+    close_engine(&e);
     return bad ? -1 : 0;
 }
 
@@ -720,10 +717,7 @@ static int run_check(const Options *o, const char *dir, Error *err) {
         if (o->tools) status = check_tools(e.pieces, e.tools, name);
         else status = check_schema(e.pieces, e.json_schema, name, err);
     }
-    pieces_free(e.pieces);
-    tokenizer_free(e.tokenizer);
-    cJSON_Delete(e.tools);
-    cJSON_Delete(e.json_schema);
+    close_engine(&e);
     return status;
 }
 

@@ -135,6 +135,23 @@ static int parse_real(const char *name, const char *text, double min, double max
     return read_real(name, text, min, max, out, &err) ? usage("%s", err.text) : 0;
 }
 
+/* Returns which of the words `text` is.  They end with NULL.  -1 after an error on stderr, which
+ * names them. */
+static int parse_word(const char *name, const char *text, const char *const *words) {
+    Buf all = {0};
+    for (int i = 0; words[i]; i++) {
+        if (!strcmp(text, words[i])) {
+            buf_free(&all);
+            return i;
+        }
+        const char *between = words[i + 1] ? ", " : " or ";
+        buf_printf(&all, "%s%s", i ? between : "", words[i]);
+    }
+    usage("%s %s: not %s", name, text, all.data);
+    buf_free(&all);
+    return -1;
+}
+
 /* The take_… functions take the value of an option that is more than a number or a text.  They
  * return as parse_options does. */
 
@@ -185,11 +202,11 @@ static int take_lora(Options *o, const char *text) {
 }
 
 static int take_image_tokens(Options *o, const char *text) {
-    static const int known[] = {70, 140, 280, 560, 1120};
-    if (parse_whole("--image-tokens", text, 0, 1 << 30, &o->image_tokens)) return 2;
-    for (int i = 0; i < 5; i++)
-        if (o->image_tokens == known[i]) return 0;
-    return usage("--image-tokens %s: not 70, 140, 280, 560 or 1120", text);
+    static const char *const known[] = {"70", "140", "280", "560", "1120", NULL};
+    int i = parse_word("--image-tokens", text, known);
+    if (i < 0) return 2;
+    o->image_tokens = 70 << i;
+    return 0;
 }
 
 static int take_seed(Options *o, const char *text) {
@@ -199,23 +216,18 @@ static int take_seed(Options *o, const char *text) {
 }
 
 static int take_kv(Options *o, const char *text) {
-    static const char *const name[] = {"auto", "f32", "bf16", "fp8"};
-    for (int i = 0; i < 4; i++)
-        if (!strcmp(text, name[i])) {
-            o->kv = (KvType)i;
-            return 0;
-        }
-    return usage("--kv %s: not auto, f32, bf16 or fp8", text);
+    static const char *const known[] = {"auto", "f32", "bf16", "fp8", NULL};
+    int i = parse_word("--kv", text, known);
+    o->kv = (KvType)i;
+    return i < 0 ? 2 : 0;
 }
 
 static int take_activations(Options *o, const char *text) {
-    static const char *const known[] = {"8", "16", "32"};
-    for (int i = 0; i < 3; i++)
-        if (!strcmp(text, known[i])) {
-            o->activations = 8 << i;
-            return 0;
-        }
-    return usage("--activations %s: not 8, 16 or 32", text);
+    static const char *const known[] = {"8", "16", "32", NULL};
+    int i = parse_word("--activations", text, known);
+    if (i < 0) return 2;
+    o->activations = 8 << i;
+    return 0;
 }
 
 /* The longest budget of a thought, in tokens. */
@@ -227,9 +239,9 @@ static int take_think_tokens(Options *o, const char *text) {
 }
 
 static int take_context_overflow(Options *o, const char *text) {
-    o->slide = !strcmp(text, "slide");
-    if (o->slide || !strcmp(text, "stop")) return 0;
-    return usage("--context-overflow %s: not stop or slide", text);
+    static const char *const known[] = {"stop", "slide", NULL};
+    o->slide = parse_word("--context-overflow", text, known);
+    return o->slide < 0 ? 2 : 0;
 }
 
 static int take_quiet(Options *o, const char *text) {
@@ -600,12 +612,6 @@ static int check_tool_options(const Options *o) {
     return 0;
 }
 
-static int is_scenario(const char *name) {
-    int found = !strcmp(name, "all");
-    for (int i = 0; bench_scenarios[i]; i++) found |= !strcmp(name, bench_scenarios[i]);
-    return found;
-}
-
 /* Whether two names are those of one regular file, or the same name of one that is not there. */
 static int is_same_file(const char *a, const char *b) {
     struct stat of_a, of_b;
@@ -682,10 +688,7 @@ static int check_output(const Options *o) {
         return usage("--json belongs to info and bench (--jsonl answers requests)");
     if ((o->scenario || o->plot_file) && !benches)
         return usage("--scenario and --plot belong to bench");
-    if (o->scenario && !is_scenario(o->scenario))
-        return usage("--scenario %s: not all, chat, rag, long, context, multiturn or reasoning",
-                     o->scenario);
-    return 0;
+    return o->scenario && parse_word("--scenario", o->scenario, bench_scenarios) < 0 ? 2 : 0;
 }
 
 static int check_model_options(const Options *o) {
@@ -712,27 +715,19 @@ static int check_model_options(const Options *o) {
 
 /* Takes the device from --device or $GEMMA4_DEVICE; else it is auto. */
 static int choose_device(Options *o) {
-    static const char *const known[] = {"auto", "cpu", "cuda", "plain"};
+    static const char *const known[] = {"auto", "cpu", "cuda", "plain", NULL};
     const char *set = getenv("GEMMA4_DEVICE");
     o->device_from = o->device || !set ? "--device" : "GEMMA4_DEVICE";
     if (!o->device) o->device = set && *set ? set : "auto";
-    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
-        if (!strcmp(o->device, known[i])) return 0;
-    return usage("%s %s: not auto, cpu, cuda or plain", o->device_from, o->device);
+    return parse_word(o->device_from, o->device, known) < 0 ? 2 : 0;
 }
 
 /* Checks $GEMMA4_CPU, see choose_kernels (kernels.c).  It may name any set for this kind of
  * machine, also one that this machine cannot run. */
 static int check_kernels(void) {
-    static const char *const known[] = {KERNEL_NAMES};
+    static const char *const known[] = {KERNEL_NAMES, NULL};
     const char *set = getenv("GEMMA4_CPU");
-    char all[64] = "";
-    if (!set || !*set) return 0;
-    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
-        if (!strcmp(set, known[i])) return 0;
-        snprintf(all + strlen(all), sizeof all - strlen(all), "%s%s", i ? ", " : "", known[i]);
-    }
-    return usage("GEMMA4_CPU %s: not one of %s", set, all);
+    return set && *set && parse_word("GEMMA4_CPU", set, known) < 0 ? 2 : 0;
 }
 
 int check_options(Options *o) {

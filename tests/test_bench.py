@@ -52,7 +52,7 @@ def test_table_and_plot(odd, tmp_path):
 
 
 def test_wrong_usage(odd, tmp_path):
-    assert '--scenario quick: not all, chat' in complaint(2, 'bench', '-m', odd, '--scenario', 'quick')
+    assert '--scenario quick: not chat, rag, long, context, multiturn, reasoning or all (' in complaint(2, 'bench', '-m', odd, '--scenario', 'quick')
     assert 'belong to bench' in complaint(2, '-m', odd, '--plot', 'x.svg', 'Hi')
 
 
