@@ -132,7 +132,8 @@ int attach_text(const char *path, Buf *b, Error *err) {
     int has_newline = text.data[text.len - 1] == '\n';
     if (b->len) buf_puts(b, "\n\n");
     /* A line end in a name would end the line that holds it. */
-    for (const char *p = file_name(path); *p; p++) buf_add(b, *p == '\n' || *p == '\r' ? "?" : p, 1);
+    for (const char *p = file_name(path); *p; p++)
+        buf_add(b, *p == '\n' || *p == '\r' ? "?" : p, 1);
     buf_printf(b, "\n%s\n", fence.data);
     buf_add(b, text.data, text.len);
     buf_printf(b, "%s%s", has_newline ? "" : "\n", fence.data);
