@@ -704,7 +704,7 @@ static int join_line(Markdown *m, int is_whole, Buf *out) {
     Finding found = UNDECIDED;
     buf_add(&line, m->held.data + m->next, m->held.len - m->next);
     int may_be_delimiter = strspn(line.data, "-:| \t") == line.len;
-    int is_head = is_whole && line.len && find_head(m, line.data, line.len, &head);
+    int is_head = is_whole && may_be_delimiter && find_head(m, line.data, line.len, &head);
     if (is_whole || !may_be_delimiter) found = find_paragraph(line.data, line.len, is_whole);
     if (is_head || found == IS_TEXT) {
         m->held.len = m->next - 1;
