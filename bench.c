@@ -7,7 +7,6 @@
 #define _GNU_SOURCE
 #include "bench.h"
 
-#include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,12 +14,13 @@
 #include <unistd.h>
 
 #include "json.h"
+#include "newfile.h"
 
 /* The scenarios: up to three lengths of the prompt, and the length of the answer, in tokens.  In
  * MULTITURN they are the lengths of one of TURNS turns. */
 enum { CHAT, RAG, LONG, CONTEXT, MULTITURN, REASONING, N_SCENARIOS, TURNS = 10 };
 const char *const bench_scenarios[] = {"chat", "rag", "long", "context", "multiturn", "reasoning",
-                                       NULL};
+                                       "all", NULL};
 static const int prompt_of[N_SCENARIOS][3] = {
     {64}, {8192}, {64}, {4096, 25000, BENCH_CONTEXT}, {64}, {128},
 };
@@ -56,6 +56,7 @@ typedef struct {
     int n_prompts;                      /* made so far */
     Row *row;                           /* [n] */
     int n;
+    NewFile plot;                       /* of --plot */
 } Bench;
 
 /* ---- how fast the memory is ---- */
@@ -434,7 +435,7 @@ static void put_panel(const Bench *b, int number, Buf *out) {
     }
 }
 
-static int plot(const Bench *b, Error *err) {
+static int plot(Bench *b, Error *err) {
     Buf out = {0};
     qsort(b->row, (size_t)b->n, sizeof *b->row, by_prompt);
     buf_puts(&out, svg_head);
@@ -445,17 +446,9 @@ static int plot(const Bench *b, Error *err) {
     put_panel(b, 0, &out);
     put_panel(b, 1, &out);
     buf_puts(&out, "</svg>\n");
-    FILE *f = fopen(b->o->plot_file, "w");
-    int bad = !f || fwrite(out.data, 1, out.len, f) != out.len;
-    if (f && fclose(f)) bad = 1;
+    int bad = fwrite(out.data, 1, out.len, b->plot.f) == out.len ? 0 : new_failed(&b->plot, err);
     buf_free(&out);
-    return bad ? fail(err, "%s: %s", b->o->plot_file, strerror(errno)) : 0;
-}
-
-/* Whether the file of the plot can be written: before the benchmark, which may take an hour. */
-static int check_plot_file(const char *name, Error *err) {
-    FILE *f = fopen(name, "a");
-    return f && !fclose(f) ? 0 : fail(err, "%s: %s", name, strerror(errno));
+    return bad ? bad : new_finish(&b->plot, err);
 }
 
 /* ---- the benchmark ---- */
@@ -496,13 +489,14 @@ int run_bench(const Engine *e, const BenchOptions *o, Error *err) {
     if (b.session->context < 128)
         return fail(err, "bench: a context of %lld is too small (-c)",
                     (long long)b.session->context);
-    if (o->plot_file && check_plot_file(o->plot_file, err)) return -1;
-    if (b.session->ops == &cpu_ops) b.bandwidth = cpu_bandwidth(b.session->n_threads);
+    /* The plot's file is opened before the benchmark, which may take an hour. */
+    int bad = o->plot_file ? new_open_output(&b.plot, o->plot_file, err) : 0;
+    if (!bad && b.session->ops == &cpu_ops) b.bandwidth = cpu_bandwidth(b.session->n_threads);
     /* A first answer, which does not count, reads the weights from the disk.  256 tokens with 8
      * experts each choose nearly all of 128 experts in every layer. */
     int n_warm = b.session->context < 512 ? (int)b.session->context / 2 : 256;
-    int bad = make_prompt(&b, n_warm, 0, &prompt, err) ||
-              run_once(&b, &prompt, 0, 4, &warm, NULL, err) ? -1 : 0;
+    if (!bad) bad = make_prompt(&b, n_warm, 0, &prompt, err);
+    if (!bad) bad = run_once(&b, &prompt, 0, 4, &warm, NULL, err);
     prompt_free(&prompt);
     put_header(&b, &out);
     if (!bad) put_stdout(out.data, out.len);
@@ -514,5 +508,6 @@ int run_bench(const Engine *e, const BenchOptions *o, Error *err) {
     }
     if (!bad && o->json) put_stdout("]}\n", 3);
     if (!bad && o->plot_file) bad = plot(&b, err);
+    new_free(&b.plot);
     return bad;
 }

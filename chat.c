@@ -422,43 +422,38 @@ static int is_type(const cJSON *schema, const char *type) {
     return s && !strcasecmp(s, type);
 }
 
-/* Writes a list of names: [<|"|>a<|"|>,<|"|>b<|"|>]. */
-static void put_names(Writer *w, const cJSON *list) {
+/* Writes a list, each item by `put`: [<|"|>a<|"|>,<|"|>b<|"|>]. */
+static void put_list(Writer *w, const cJSON *list, void (*put)(Writer *w, const cJSON *item)) {
     const cJSON *item;
     put_string(w, "[");
     cJSON_ArrayForEach(item, list) {
         if (item != list->child) put_string(w, ",");
-        put_quoted_plain(w, item);
+        put(w, item);
     }
     put_string(w, "]");
 }
 
 static void put_parameters(Writer *w, const cJSON *properties, int filter_keys);
 
-/* Writes a comma, except the first time (the template's add_comma). */
-static void put_comma(Writer *w, int *add_comma) {
+/* Writes "key:" behind a comma, but the first time without one (the template's add_comma). */
+static void put_key(Writer *w, int *add_comma, const char *key) {
     if (*add_comma) put_string(w, ",");
     *add_comma = 1;
+    put_string(w, key);
+    put_string(w, ":");
 }
 
 /* Writes the value of a member of the schema of an ARRAY's items. */
 static void put_items_value(Writer *w, const cJSON *v) {
-    const cJSON *item;
     int is_the_type = !strcmp(v->string, "type");
     if (!strcmp(v->string, "properties")) {
         put_string(w, "{");
         if (cJSON_IsObject(v)) put_parameters(w, v, 0);
         put_string(w, "}");
-    } else if (!strcmp(v->string, "required")) put_names(w, v);
+    } else if (!strcmp(v->string, "required")) put_list(w, v, put_quoted_plain);
     else if (is_the_type && cJSON_IsString(v)) put_type(w, v);
-    else if (is_the_type) {
-        put_string(w, "[");
-        cJSON_ArrayForEach(item, v) {
-            if (item != v->child) put_string(w, ",");
-            put_type(w, item);
-        }
-        put_string(w, "]");
-    } else put_value(w, v, 1);
+    else if (is_the_type) put_list(w, v, put_type);
+    else put_value(w, v, 1);
 }
 
 /* Writes the schema of an ARRAY's items: every member that is not null. */
@@ -468,9 +463,7 @@ static void put_items(Writer *w, const cJSON *items) {
     for (int i = 0; i < n; i++) {
         const cJSON *v = m[i].item;
         if (cJSON_IsNull(v)) continue;
-        put_comma(w, &add_comma);
-        put_string(w, v->string);
-        put_string(w, ":");
+        put_key(w, &add_comma, v->string);
         put_items_value(w, v);
     }
     free(m);
@@ -482,37 +475,34 @@ static void put_parameter(Writer *w, const cJSON *v) {
     int add_comma = 0;
     put_string(w, "{");
     if (is_true(json_field(v, "description"))) {
-        put_string(w, "description:");
+        put_key(w, &add_comma, "description");
         put_quoted_plain(w, json_field(v, "description"));
-        add_comma = 1;
     }
     if (is_type(v, "STRING") && is_true(json_field(v, "enum"))) {
-        put_comma(w, &add_comma);
-        put_string(w, "enum:");
+        put_key(w, &add_comma, "enum");
         put_value(w, json_field(v, "enum"), 1);
     } else if (is_type(v, "ARRAY") && cJSON_IsObject(items) && items->child) {
-        put_comma(w, &add_comma);
-        put_string(w, "items:{");
+        put_key(w, &add_comma, "items");
+        put_string(w, "{");
         put_items(w, items);
         put_string(w, "}");
     }
     if (is_true(json_field(v, "nullable"))) {
-        put_comma(w, &add_comma);
-        put_string(w, "nullable:true");
+        put_key(w, &add_comma, "nullable");
+        put_string(w, "true");
     }
     if (is_type(v, "OBJECT")) {
-        put_comma(w, &add_comma);
-        put_string(w, "properties:{");
+        put_key(w, &add_comma, "properties");
+        put_string(w, "{");
         if (cJSON_IsObject(inner)) put_parameters(w, inner, 0);
         else put_parameters(w, v, 1);
         put_string(w, "}");
         if (is_true(json_field(v, "required"))) {
-            put_string(w, ",required:");
-            put_names(w, json_field(v, "required"));
+            put_key(w, &add_comma, "required");
+            put_list(w, json_field(v, "required"), put_quoted_plain);
         }
     }
-    put_comma(w, &add_comma);
-    put_string(w, "type:");
+    put_key(w, &add_comma, "type");
     put_type(w, json_field(v, "type"));
     put_string(w, "}");
 }
@@ -527,9 +517,7 @@ static void put_parameters(Writer *w, const cJSON *properties, int filter_keys) 
     for (int i = 0; i < n; i++) {
         const cJSON *v = m[i].item;
         if (filter_keys && is_in(v->string, standard)) continue;
-        put_comma(w, &add_comma);
-        put_string(w, v->string);
-        put_string(w, ":");
+        put_key(w, &add_comma, v->string);
         put_parameter(w, v);
     }
     free(m);
@@ -545,7 +533,7 @@ static void put_declared_parameters(Writer *w, const cJSON *params) {
     }
     if (is_true(json_field(params, "required"))) {
         put_string(w, "required:");
-        put_names(w, json_field(params, "required"));
+        put_list(w, json_field(params, "required"), put_quoted_plain);
         put_string(w, ",");
     }
     if (is_true(json_field(params, "type"))) {
@@ -607,7 +595,7 @@ static void put_arguments(Writer *w, const cJSON *arguments, int j) {
     else if (text && !cJSON_IsNull(parsed)) put_string(w, text);
     else if (value && !cJSON_IsNull(value)) put_value(w, value, 0);
     int is_none = text ? !*text || cJSON_IsNull(parsed) : !value || cJSON_IsNull(value);
-    if (!is_none && !cJSON_IsObject(value))
+    if (!is_none && !cJSON_IsObject(value) && !w->options.is_checked)
         buf_printf(&w->out->warnings, "messages[%d].tool_calls[%d].function.arguments: no JSON "
                    "object: the model reads them as they are\n", w->i, j);
     cJSON_Delete(parsed);

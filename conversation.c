@@ -152,6 +152,16 @@ static int is_allowed(const Engine *e, const ToolCall *call) {
     return got && (reply[0] == 'y' || reply[0] == 'Y');
 }
 
+void warn_of_tools(const Engine *e) {
+    const cJSON *tool;
+    if (e->tool_dir) cJSON_ArrayForEach(tool, e->tools) {
+        const char *name = cJSON_GetStringValue(json_field(json_field(tool, "function"), "name"));
+        if (!tool_is_there(e->tool_dir, name))
+            remark("gemma4: warning: --run-tools %s: no executable for the tool %s\n", e->tool_dir,
+                   name);
+    }
+}
+
 /* Runs one call, if it may be run.  *result: its result, or why there is none.  A call that was
  * mended is run only once somebody has said yes to it, since the model may have meant another
  * one. */
@@ -192,6 +202,7 @@ void warn_of_answer(const Generation *g) {
 static int answer_once(Engine *e, cJSON *messages, Generation *g, Error *err) {
     Prompt prompt = {0};
     g->tools = e->tools;
+    g->chat.is_checked = 1;             /* the calls are the model's, or transcript_load's */
     engine_hold_calls(e, g);
     int bad = conversation_prompt(e, messages, g, &prompt, err);
     if (!bad && g->n_dropped)

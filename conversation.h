@@ -26,6 +26,9 @@ int conversation_prompt(const Engine *e, cJSON *messages, Generation *g, Prompt 
  * complete. */
 int converse(Engine *e, cJSON *messages, Generation *g, Error *err);
 
+/* Says on stderr which of e->tools have no executable in e->tool_dir, if there is one. */
+void warn_of_tools(const Engine *e);
+
 /* Says on stderr what the user should know of an answer, a line each.  Where there are no tools, it
  * says nothing of calls: their text stands in the answer. */
 void warn_of_answer(const Generation *g);

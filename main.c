@@ -25,6 +25,7 @@
 #include "json.h"
 #include "jsonl.h"
 #include "markdown.h"
+#include "newfile.h"
 #include "options.h"
 #include "repl.h"
 #include "request.h"
@@ -43,7 +44,7 @@ static volatile sig_atomic_t is_styled;         /* 1: Markdown may be styled on 
 static void on_signal(int number) {
     tool_kill();
     repl_leave();
-    transcript_leave();
+    new_leave();
     ssize_t done = 0;
     if (is_styled) done = write(STDOUT_FILENO, "\033[0m", 4);
     if (dims) done = write(STDERR_FILENO, "\033[0m\n", 5);
@@ -188,7 +189,7 @@ static void warn_of_memory(const Model *m) {
 static const char *json_name(const char *option, const char *value) {
     const char *begin = value + strspn(value, " \t\r\n");
     if (*begin == '{' || *begin == '[') return option;
-    return strcmp(value, "-") ? value : "stdin";
+    return file_name(value);
 }
 
 /* The JSON that is the value of an option or stands in the file of that name.  NULL with err. */
@@ -337,29 +338,15 @@ static void warn_of_files(const Model *m) {
     if (model_warning(m)) remark("gemma4: warning: %s\n", model_warning(m));
 }
 
-/* Parts DIR:SCALE, in which there is a colon, at the last one: DIR is added to *name, and *scale
- * becomes the number.  Returns 0, or -1 with err where the text behind the colon is no scale. */
-static int split_scale(const char *text, Buf *name, float *scale, Error *err) {
-    const char *colon = strrchr(text, ':');
-    char *end;
-    double v = strtod(colon + 1, &end);
-    buf_add(name, text, (size_t)(colon - text));
-    *scale = (float)v;
-    if (colon[1] && !*end && v >= -1000 && v <= 1000) return 0;
-    return fail(err, "\"%s\" is no scale (-1000 to 1000)", colon + 1);
-}
-
 /* Adds the adapter of one --lora, DIR or DIR:SCALE; DIR is found as a checkpoint is.  A colon may
  * be part of DIR's name: so the whole text is looked up first. */
 static int add_adapter(Model *m, const char *text, Error *err) {
     Buf name = {0}, dir = {0};
-    Error why, no_scale;                /* options.c has refused a bad scale behind a directory */
+    Error why;
     float scale = 1;
     int bad = find_checkpoint(text, &dir, &why) != 0;
-    if (bad && strchr(text, ':')) {
-        if (!split_scale(text, &name, &scale, &no_scale))
-            bad = find_checkpoint(name.data, &dir, &why) != 0;
-    }
+    if (bad && strchr(text, ':') && !split_lora(text, &name, &scale, NULL))
+        bad = find_checkpoint(name.data, &dir, &why) != 0;
     if (bad) fail(err, "--lora %s: %s", text, why.text);
     else bad = model_adapt(m, text, dir.data, scale, err);
     buf_free(&name);
@@ -408,15 +395,9 @@ static int open_model(const Options *o, const char *dir, Engine *e, Error *err) 
 
 /* Refuses a --run-tools that is no directory, and says which tools have no executable there. */
 static int check_tool_dir(const Engine *e, Error *err) {
-    const cJSON *tool;
-    if (!e->tool_dir) return 0;
-    if (!is_directory(e->tool_dir)) return fail(err, "--run-tools %s: no directory", e->tool_dir);
-    cJSON_ArrayForEach(tool, e->tools) {
-        const char *name = cJSON_GetStringValue(json_field(json_field(tool, "function"), "name"));
-        if (!tool_is_there(e->tool_dir, name))
-            remark("gemma4: warning: --run-tools %s: no executable for the tool %s\n", e->tool_dir,
-                   name);
-    }
+    if (e->tool_dir && !is_directory(e->tool_dir))
+        return fail(err, "--run-tools %s: no directory", e->tool_dir);
+    warn_of_tools(e);
     return 0;
 }
 
@@ -527,9 +508,7 @@ static int run_render(const Options *o, const char *dir, Error *err) {
     request_free(&r);
     buf_free(&in);
     media_free(&media);
-    tokenizer_free(e.tokenizer);
-    cJSON_Delete(e.tools);
-    cJSON_Delete(e.json_schema);
+    close_engine(&e);
     return bad ? -1 : 0;
 }
 
@@ -721,8 +700,7 @@ static int run_parse(const Options *o, const char *dir, Error *err) {
         put_parsed(&e, start, in.data, in.len - (size_t)has_newline);
     }
     buf_free(&in);
-    tokenizer_free(e.tokenizer);
-    cJSON_Delete(e.tools);
+    close_engine(&e);
     return bad ? -1 : 0;
 }
 
@@ -739,10 +717,7 @@ static int run_check(const Options *o, const char *dir, Error *err) {
         if (o->tools) status = check_tools(e.pieces, e.tools, name);
         else status = check_schema(e.pieces, e.json_schema, name, err);
     }
-    pieces_free(e.pieces);
-    tokenizer_free(e.tokenizer);
-    cJSON_Delete(e.tools);
-    cJSON_Delete(e.json_schema);
+    close_engine(&e);
     return status;
 }
 
@@ -751,9 +726,10 @@ static int file_ids(const char *file, const Engine *e, Ids *ids, Error *err) {
     ModelInfo info;
     Buf in = {0};
     model_info(e->model, &info);
-    int bad = read_file(file, &in, err) || parse_ids(file, &in, info.config->vocab, ids, err);
+    int bad = read_file(file, &in, err) ||
+              parse_ids(file_name(file), &in, info.config->vocab, ids, err);
     buf_free(&in);
-    if (!bad && !ids->n) bad = fail(err, "%s: no token ids", file);
+    if (!bad && !ids->n) bad = fail(err, "%s: no token ids", file_name(file));
     return bad ? -1 : 0;
 }
 
@@ -773,7 +749,7 @@ static int request_ids(const Engine *e, const char *file, Request *r, Ids *ids, 
     Error why;
     int bad = read_file(file, &in, err);
     if (!bad && request_parse(e, in.data, in.len, r, &why))
-        bad = fail(err, "%s: %s", file, why.text);
+        bad = fail(err, "%s: %s", file_name(file), why.text);
     for (int i = 0; !bad && i < r->prompt.ids.n; i++) ids_add(ids, r->prompt.ids.id[i]);
     buf_free(&in);
     return bad;
@@ -997,7 +973,7 @@ static int add_piped(const Options *o, Buf *text, Error *err) {
  * have left stdin open by mistake. */
 static void explain_waiting(void) {
     struct pollfd in = {.fd = STDIN_FILENO, .events = POLLIN};
-    if (!poll(&in, 1, 1000)) remark("gemma4: reading standard input (end it, or </dev/null)\n");
+    if (!poll(&in, 1, 1000)) remark("gemma4: reading stdin (end it, or </dev/null)\n");
 }
 
 /* Whether an option reads stdin, which then is no part of the question. */
@@ -1086,6 +1062,8 @@ static int run(Options *o, const char *dir, Error *err) {
     if (is_command(o, "info")) return run_info(o, dir, err);
     Question question = {0};
     int status = 1, chats = is_chat(o);
+    if (o->jsonl && isatty(STDIN_FILENO))
+        remark("gemma4: reading stdin, a request a line (Ctrl-D ends it)\n");
     if ((o->media_takes_stdin = media_stdin(o->media, err)) < 0) return -1;
     if (chats && (o->cache || o->save))
         return usage("--cache and --save belong to a question; the chat has /save");

@@ -1,7 +1,9 @@
 /* markdown.c - Markdown for a terminal.  See markdown.h.
  *
  * The text is taken line by line.  line_begin finds the kind of a line as soon as its first bytes
- * tell.  From there on put_inline puts out all that no later byte can change. */
+ * tell.  From there on put_inline puts out all that no later byte can change.  The end of a line of
+ * plain style waits until the next line tells whether the paragraph goes on there, or whether a
+ * table without outer bars has begun. */
 #define _GNU_SOURCE
 #include "markdown.h"
 
@@ -44,7 +46,7 @@ typedef struct {
 
 /* Bytes of characters beyond ASCII count as letters. */
 static int is_letter(char c) { return isalnum((unsigned char)c) || (c & 0x80); }
-static int is_blank(char c) { return c == ' ' || c == '\t' || c == 0; }
+static int is_blank(char c) { return c == ' ' || c == '\t' || c == '\n' || c == 0; }
 
 /* How many bytes equal to text[at] stand together from there on. */
 static size_t run_length(const Piece *p, size_t at) {
@@ -159,7 +161,7 @@ static Finding find_link(const Piece *p, size_t at, Marked *m) {
     if ((at ? p->text[at - 1] : p->before) == '\\') return IS_TEXT;
     size_t end, i = at + 1 + (p->text[at] == '!'), depth = 1;
     int may_grow = search_end(p, at, &end);
-    if (i > end || (i == end && p->text[at] == '!')) return may_grow ? UNDECIDED : IS_TEXT;
+    if (i > end) return may_grow ? UNDECIDED : IS_TEXT;
     if (p->text[i - 1] != '[') return IS_TEXT;
     m->inside = i;
     for (; i < end && depth; i++) {
@@ -190,7 +192,8 @@ static Finding find_escape(const Piece *p, size_t at, Marked *m) {
     return IS_MARK;
 }
 
-/* Finds what a mark at `at` marks. */
+/* Finds what a mark at `at` marks.  The end of a line is none; but where the piece ends with it,
+ * the next line must decide. */
 static Finding find_mark(const Piece *p, size_t at, Marked *m) {
     int is_run = p->text[at] && strchr("*_`~", p->text[at]);
     if (is_run && !p->is_whole && at + run_length(p, at) == p->n) return UNDECIDED;
@@ -199,6 +202,7 @@ static Finding find_mark(const Piece *p, size_t at, Marked *m) {
     case '*': case '_': case '~': return find_emphasis(p, at, m);
     case '[': case '!': return find_link(p, at, m);
     case '\\': return find_escape(p, at, m);
+    case '\n': return p->is_whole || at + 1 < p->n ? IS_TEXT : UNDECIDED;
     default: return IS_TEXT;
     }
 }
@@ -270,9 +274,9 @@ static int width_of(const Buf *text, int *is_unsure) {
     return width;
 }
 
-/* Finds cell number i of a row, "| a | b |" without its newline, which begins with a bar behind
- * blanks.  *begin and *end become the cell's offsets, without the blanks around its text.  Returns
- * 0 where there is no such cell. */
+/* Finds cell number i of a row, "| a | b |" without its newline, or without the bars at its ends.
+ * *begin and *end become the cell's offsets, without the blanks around its text.  Returns 0 where
+ * there is no such cell. */
 static int cell_at(const char *row, size_t n, int i, size_t *begin, size_t *end) {
     size_t at = 0;
     while (at < n && is_blank(row[at])) at++;
@@ -554,46 +558,79 @@ static Finding line_begin(Markdown *m, const char *line, size_t n, int is_whole,
     return found == UNDECIDED && !is_whole ? UNDECIDED : IS_TEXT;
 }
 
+/* Whether the line is one of a paragraph: neither a bar nor the mark of another kind of line stands
+ * at its beginning. */
+static Finding find_paragraph(const char *line, size_t n, int is_whole) {
+    Markdown probe = {0};
+    Buf nothing = {0};
+    size_t used;
+    if (is_empty(line, n, 0)) return is_whole ? IS_TEXT : UNDECIDED;
+    Finding found = line_begin(&probe, line, n, is_whole, &used, &nothing);
+    buf_free(&nothing);
+    if (found == UNDECIDED) return UNDECIDED;
+    return used || probe.style || is_row(line, n) ? IS_TEXT : IS_MARK;
+}
+
 /* ---- the text ---- */
+
+/* Puts out what stands in place of the mark at the beginning of the line in m->held, as soon as
+ * that is decided.  is_whole: no more of the line will come.  Returns whether it is decided. */
+static int begin_line(Markdown *m, int is_whole, Buf *out) {
+    size_t used;
+    if (m->in_line) return 1;
+    buf_add(&m->held, "", 0);
+    if (line_begin(m, m->held.data, m->held.len, is_whole, &used, out) == UNDECIDED) return 0;
+    m->in_line = 1;
+    m->line.len = 0;
+    buf_add(&m->line, m->held.data, used);
+    buf_drop(&m->held, used);
+    put_style(m->style, out);
+    return 1;
+}
 
 /* Puts out what is decided of the line whose end so far is in m->held.  is_whole: no more of it
  * will come. */
 static void put_line(Markdown *m, int is_whole, Buf *out) {
-    size_t used = 0;
-    if (!m->in_line) {
-        if (line_begin(m, m->held.data, m->held.len, is_whole, &used, out) == UNDECIDED) return;
-        m->in_line = 1;
-        m->before = 0;
-        put_style(m->style, out);
-    }
-    const Piece piece = {m->held.data + used, m->held.len - used, is_whole, m->before};
+    if (!begin_line(m, is_whole, out)) return;
+    char before = m->line.len ? m->line.data[m->line.len - 1] : 0;
+    const Piece piece = {m->held.data, m->held.len, is_whole, before};
     size_t n = piece.n;
     int is_plain = (m->style & CODE) || (m->style & (DIM | QUOTED)) == DIM;
     if (is_plain) buf_add(out, piece.text, n);
     else n = put_inline(&piece, m->style, out);
-    if (n) m->before = piece.text[n - 1];
-    buf_drop(&m->held, used + n);
+    buf_add(&m->line, piece.text, n);
+    buf_drop(&m->held, n);
 }
 
 /* Puts out the rest of the line. */
-static void end_line(Markdown *m, int has_newline, Buf *out) {
-    if (m->held.len || !m->in_line) {
-        buf_add(&m->held, "", 0);
-        put_line(m, 1, out);
-    }
+static void finish_line(Markdown *m, int has_newline, Buf *out) {
+    put_line(m, 1, out);
     if (m->style) buf_puts(out, "\033[0m");
     if (has_newline) buf_puts(out, "\n");
     m->in_line = 0;
     m->style = 0;
-    m->held.len = 0;
+    m->next = 0;
 }
 
-/* Puts out complete lines that turned out to be no table.  m->held is empty. */
+/* The line in m->held is complete.  Where its style is plain, its end, and what stands behind an
+ * open mark, wait in m->held for the next line. */
+static void end_line(Markdown *m, Buf *out) {
+    begin_line(m, 1, out);
+    if (m->style) {
+        finish_line(m, 1, out);
+        return;
+    }
+    buf_puts(&m->held, "\n");
+    put_line(m, 0, out);
+    m->next = m->held.len;
+}
+
+/* Puts out complete lines that begin with bars and turned out to be no table.  m->held is empty. */
 static void put_lines(Markdown *m, const Buf *text, Buf *out) {
     for (size_t at = 0; at < text->len;) {
         size_t n = strcspn(text->data + at, "\n");
         buf_add(&m->held, text->data + at, n);
-        end_line(m, text->data[at + n] == '\n', out);
+        finish_line(m, text->data[at + n] == '\n', out);
         at += n + 1;
     }
 }
@@ -605,8 +642,11 @@ static void end_table(Markdown *m, Buf *out) {
     m->table = m->held = (Buf){0};
     size_t first = strcspn(text.data, "\n") + 1;
     size_t second = first < text.len ? strcspn(text.data + first, "\n") : 0;
+    /* The head without outer bars stands in the cursor's row: the table takes its place. */
+    if (m->is_bare) buf_puts(out, "\r\033[K");
     if (second && is_delimiter(text.data + first, second)) put_table(&text, m->columns, out);
     else put_lines(m, &text, out);
+    m->is_bare = 0;
     buf_free(&text);
     buf_free(&m->held);
     m->held = line;
@@ -614,21 +654,82 @@ static void end_table(Markdown *m, Buf *out) {
 
 /* Whether the line in m->held is held back as a whole, because it may be a row of a table. */
 static int is_held(const Markdown *m) {
-    return !m->in_line && !m->fence && is_row(m->held.data, m->held.len);
+    if (m->in_line || m->fence) return 0;
+    return m->is_bare || is_row(m->held.data, m->held.len);
 }
 
-/* Adds the line in m->held, which begins with a bar, to the lines that may be a table.  The second
- * such line tells: the first two are a table where the second is a delimiter row with as many
- * cells. */
-static void take_row(Markdown *m, int has_newline, Buf *out) {
+/* Adds the complete line in m->held, which begins with a bar or follows a table without outer bars,
+ * to the lines that may be a table.  The second line tells: the first two are a table where the
+ * second is a delimiter row with as many cells.  Returns 0 where the line is no row of such a table
+ * without outer bars. */
+static int take_row(Markdown *m, int has_newline, Buf *out) {
     const char *row = m->held.data, *head = m->table.data;
     size_t n = m->held.len, n_head = head ? m->table.len : 0;
     int is_second = n_head && !memchr(head, '\n', n_head - 1), fits = 1;
+    if (m->is_bare && !is_second && !is_row(row, n) &&
+        (count_cells(row, n) < 2 || find_paragraph(row, n, 1) != IS_MARK))
+        return 0;
     if (is_second) fits = count_cells(head, n_head - 1) == count_cells(row, n);
     if (is_second && !(fits && is_delimiter(row, n))) end_table(m, out);
     buf_add(&m->table, m->held.data, n);
     if (has_newline) buf_puts(&m->table, "\n");
     m->held.len = 0;
+    return 1;
+}
+
+/* Whether a line that has been put out but for what is in m->held is the head of a table of which
+ * row[0..n) is the delimiter row.  If so, *head becomes the line with its newline.  A head that
+ * takes more than one row of the terminal is none: it cannot be replaced. */
+static int find_head(const Markdown *m, const char *row, size_t n, Buf *head) {
+    Cell whole = {0};
+    buf_add(head, m->line.data, m->line.len);
+    buf_add(head, m->held.data, m->next);
+    const char *before = memrchr(head->data, '\n', head->len - 1);
+    if (before) buf_drop(head, (size_t)(before + 1 - head->data));
+    const Piece piece = {head->data, head->len - 1, 1, 0};
+    put_inline(&piece, 0, &whole.text);
+    int cells = count_cells(piece.text, piece.n);
+    int is_head = cells > 1 && cells == count_cells(row, n) && is_delimiter(row, n) &&
+                  find_paragraph(piece.text, piece.n, 1) == IS_MARK &&
+                  width_of(&whole.text, &whole.is_unsure) <= m->columns;
+    buf_free(&whole.text);
+    return is_head;
+}
+
+/* Decides what the line that begins at m->next is to the line before it: its paragraph goes on, or
+ * it was the head of a table, or it has ended.  is_whole: no more of the line will come.
+ * Returns 0 where more bytes are needed. */
+static int join_line(Markdown *m, int is_whole, Buf *out) {
+    Buf line = {0}, head = {0};
+    Finding found = UNDECIDED;
+    buf_add(&line, m->held.data + m->next, m->held.len - m->next);
+    int may_be_delimiter = strspn(line.data, "-:| \t") == line.len;
+    int is_head = is_whole && may_be_delimiter && find_head(m, line.data, line.len, &head);
+    if (is_whole || !may_be_delimiter) found = find_paragraph(line.data, line.len, is_whole);
+    if (is_head || found == IS_TEXT) {
+        m->held.len = m->next - 1;
+        finish_line(m, !is_head, out);
+        buf_add(&m->held, line.data, line.len);
+        m->is_bare = is_head;
+        if (is_head) buf_add(&m->table, head.data, head.len);
+    }
+    if (found == IS_MARK) m->next = 0;
+    buf_free(&line);
+    buf_free(&head);
+    return is_head || found != UNDECIDED;
+}
+
+/* Takes what has come to m->held.  ends: the line is complete. */
+static void take(Markdown *m, int ends, Buf *out) {
+    if (m->next && !join_line(m, ends, out)) return;
+    if (is_held(m) && (!ends || take_row(m, 1, out))) return;
+    /* A line that has nothing but blanks so far may become a row of a table. */
+    int may_be_row = !m->in_line && !m->fence &&
+                     count(m->held.data, m->held.len, 0, ' ') == m->held.len;
+    if (may_be_row && !ends) return;
+    end_table(m, out);
+    if (ends) end_line(m, out);
+    else put_line(m, 0, out);
 }
 
 void markdown_feed(Markdown *m, const char *text, size_t n, Buf *out) {
@@ -637,31 +738,22 @@ void markdown_feed(Markdown *m, const char *text, size_t n, Buf *out) {
         size_t part = newline ? (size_t)(newline - text) - i : n - i;
         buf_add(&m->held, part ? text + i : "", part);
         i += part + (newline != NULL);
-        if (is_held(m)) {
-            if (newline) take_row(m, 1, out);
-            continue;
-        }
-        /* A line that has nothing but blanks so far may become a row of a table. */
-        int may_be_row = !m->in_line && !m->fence &&
-                         count(m->held.data, m->held.len, 0, ' ') == m->held.len;
-        if (may_be_row && !newline) continue;
-        end_table(m, out);
-        if (newline) end_line(m, 1, out);
-        else put_line(m, 0, out);
+        take(m, newline != NULL, out);
     }
 }
 
 void markdown_end(Markdown *m, Buf *out) {
+    if (m->next) join_line(m, 1, out);
     if (m->held.len && is_held(m)) take_row(m, 0, out);
     end_table(m, out);
-    if (m->held.len || m->in_line) end_line(m, 0, out);
+    if (m->held.len || m->in_line) finish_line(m, 0, out);
     m->fence = 0;
-    m->before = 0;
 }
 
 void markdown_free(Markdown *m) {
     buf_free(&m->held);
     buf_free(&m->table);
+    buf_free(&m->line);
 }
 
 void markdown_show(Markdown *m, const Buf *text) {

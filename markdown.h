@@ -3,8 +3,9 @@
  *
  * Headings are bold, those of the first two levels underlined, too; **strong** text is bold,
  * *emphasis* underlined, ~~text~~ struck through, code cyan, fences and quotes are dim.  Lists are
- * indented.  The columns of a table are aligned once the table is complete.  Everything else, and
- * markup that is never closed, comes out as it came in. */
+ * indented.  The columns of a table are aligned once the table is complete.  A pair of marks may
+ * stand in different lines of a paragraph.  Everything else, and markup that is never closed, comes
+ * out as it came in. */
 #ifndef MARKDOWN_H
 #define MARKDOWN_H
 
@@ -16,19 +17,24 @@ typedef struct {
                                          * came in; 0: markdown_show changes nothing */
     Buf held;                           /* the end of the line so far, not put out yet */
     Buf table;                          /* complete lines that may be a table, not put out yet */
+    size_t next;                        /* where in held the next line begins, while the end of the
+                                         * line waits for it; 0: none waits */
+    Buf line;                           /* the bytes of the line that have been put out */
     int in_line;                        /* 1: the beginning of the line has been put out */
+    int is_bare;                        /* 1: the head of the table has no bar in front, and has
+                                         * been put out as a line */
     unsigned style;                     /* of the whole line, bits of markdown.c */
     char fence;                         /* ` or ~: inside a code block between such fences; 0:
                                          * outside */
     int fence_length;                   /* marks of the fence that opened the block */
-    char before;                        /* the byte of the line that was put out last; 0: none */
 } Markdown;
 
 /* Takes the next n bytes of the text and adds to out whatever no later byte can change.  It holds
  * back a table until the table ends.  Of another line it holds back the beginning until that tells
- * the kind of the line, and then what stands behind an open mark, at most MARKDOWN_HELD bytes.  The
- * result does not depend on how the text is cut into pieces.  The text should contain no control
- * characters (see safe_text). */
+ * the kind of the line, then what stands behind an open mark, at most MARKDOWN_HELD bytes, and the
+ * end of the line until the next one begins.  The head of a table without outer bars comes out as a
+ * line, which the table replaces.  The result does not depend on how the text is cut into pieces.
+ * The text should contain no control characters (see safe_text). */
 void markdown_feed(Markdown *m, const char *text, size_t n, Buf *out);
 
 /* The text has ended: adds what was held back, and makes m ready for the next text. */

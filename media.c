@@ -82,14 +82,17 @@ static void add_base64(const Buf *in, Buf *out) {
     }
 }
 
-/* Finds what a URL names.  name: the path, or "data: URL", for messages.  Returns 1 with the bytes
- * of a data: URL; 0 where `name` is the path of a file; -1 with err. */
+/* How the URL begins in which media_stdin puts what it has read. */
+#define STDIN_URL "data:;name=stdin;base64,"
+
+/* Finds what a URL names.  name, for messages: the path, "stdin" or "data: URL".  Returns 1 with
+ * the bytes of a data: URL; 0 where `name` is the path of a file; -1 with err. */
 static int find_url(const char *url, Buf *name, Buf *bytes, Error *err) {
     Error why;
     const char *colon = strstr(url, "://");
     if (!strncasecmp(url, "data:", 5)) {
         const char *comma = strchr(url, ',');
-        buf_puts(name, "data: URL");
+        buf_puts(name, strncmp(url, STDIN_URL, strlen(STDIN_URL)) ? "data: URL" : "stdin");
         if (!comma || comma - url < 12 || strncasecmp(comma - 7, ";base64", 7))
             return fail(err, "data: URL: not data:…;base64,…");
         return base64(comma + 1, bytes, &why) ? fail(err, "data: URL: %s", why.text) : 1;
@@ -340,14 +343,16 @@ static Media *load(MediaStore *s, const char *url, int is_video, Buf *name, Erro
 }
 
 /* The URL of an image or video part: "image_url": {"url": …}, as in OpenAI's API, or "image_url":
- * "…"; or, as in MCP, {"type": "image", "data": base64, "mimeType": …} as a data: URL.  An empty
- * Buf if it names nothing; the caller frees it. */
+ * "…"; Anthropic's "source": {"url": …}, or {"media_type": …, "data": base64} as a data: URL; or
+ * MCP's {"data": base64, "mimeType": …}.  An empty Buf if it names nothing; the caller frees it. */
 static Buf part_url(const cJSON *part, const char *type) {
-    const cJSON *source = json_field(part, strcmp(type, "input_image") ? type : "image_url");
-    const cJSON *url = json_field(source, "url");
+    const cJSON *theirs = json_field(part, "source");
+    const cJSON *ours = json_field(part, strcmp(type, "input_image") ? type : "image_url");
+    const cJSON *source = theirs ? theirs : ours, *url = json_field(source, "url");
     const char *name = cJSON_GetStringValue(url ? url : source);
-    const char *data = cJSON_GetStringValue(json_field(part, "data"));
-    const char *mime = cJSON_GetStringValue(json_field(part, "mimeType"));
+    const char *data = cJSON_GetStringValue(json_field(theirs ? theirs : part, "data"));
+    const char *mime = cJSON_GetStringValue(theirs ? json_field(theirs, "media_type")
+                                                   : json_field(part, "mimeType"));
     Buf found = {0};
     if (name) buf_puts(&found, name);
     else if (data) buf_printf(&found, "data:%s;base64,%s", mime ? mime : "", data);
@@ -379,7 +384,7 @@ static int load_part(MediaStore *s, const cJSON *part, int i, int j, int is_new,
     buf_free(&url);
     buf_free(&name);
     if (named && !m) return fail(err, "messages[%d].content[%d]: %s", i, j, why.text);
-    if (!named && !s->placeholders)
+    if (!named && (!s->placeholders || json_field(part, "source")))
         return fail(err, "messages[%d].content[%d]: names no file (\"%s_url\": {\"url\": …})", i, j,
                     is_video ? "video" : "image");
     if (!named) return 0;
@@ -442,7 +447,7 @@ int media_stdin(const cJSON *parts, Error *err) {
         if (found++) return fail(err, "-i and --video: stdin (-) can be one file, not two");
         if (isatty(STDIN_FILENO)) return fail(err, "-i -: stdin is a terminal, and no file");
         int bad = read_file("-", &bytes, err);
-        buf_puts(&url, "data:;base64,");
+        buf_puts(&url, STDIN_URL);
         if (!bad) add_base64(&bytes, &url);
         cJSON_SetValuestring(own_url(part), url.data);
         buf_free(&bytes);

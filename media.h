@@ -37,9 +37,10 @@ typedef struct {
 /* Loads the images and videos of all messages and adds them to p->media, for chat_render.  A part
  * names its file, {"type": "image_url" | "video_url", "image_url": {"url": …}}, where the URL is
  * file://…, a path, or data:…;base64,…; or contains it, {"type": "image", "data": base64,
- * "mimeType": …}.  Adds to p->warnings a line for each flaw of a file that came behind the last
- * message of the assistant's.  Returns 0, or -1 with err, which names the file.  The media belong
- * to the store and stay valid until the next call of media_load, which may free old ones. */
+ * "mimeType": …} (MCP); or has a "source" that does so (Anthropic).  Adds to p->warnings a line for
+ * each flaw of a file that came behind the last message of the assistant's.  Returns 0, or -1 with
+ * err, which names the file.  The media belong to the store and stay valid until the next call of
+ * media_load, which may free old ones. */
 int media_load(MediaStore *s, const cJSON *messages, Prompt *p, Error *err);
 
 /* Loads one file in advance, so that an error is reported at once: 0, or -1 with err. */

@@ -84,15 +84,20 @@ int is_command(const Options *o, const char *name) {
 
 /* ---- values ---- */
 
-/* Each of these functions reads a number from the whole text.  Returns 0; or -1 with err, which
- * calls the number `name`, and *out as it was. */
+/* Whether a text may be a decimal number: the functions of C also take 0x10, inf, nan, and blanks
+ * in front. */
+static int is_decimal(const char *text) { return !text[strspn(text, "0123456789+-.eE")]; }
+
+/* Each of these functions reads a decimal number from the whole text.  Returns 0; or -1 with err,
+ * which calls the number `name`, and *out as it was. */
 
 static int read_whole(const char *name, const char *text, double min, double max, int *out,
                       Error *err) {
     char *end;
     errno = 0;
     long long v = strtoll(text, &end, 10);
-    if (end == text || *end || errno || (double)v < min || (double)v > max)
+    int is_number = is_decimal(text) && end > text && !*end && !errno;
+    if (!is_number || (double)v < min || (double)v > max)
         return fail(err, "%s %s: not a whole number from %.0f to %.0f", name, text, min, max);
     *out = (int)v;
     return 0;
@@ -102,7 +107,7 @@ static int read_real(const char *name, const char *text, double min, double max,
                      Error *err) {
     char *end;
     double v = strtod(text, &end);
-    if (end == text || *end || !(v >= min && v <= max))
+    if (!is_decimal(text) || end == text || *end || !(v >= min && v <= max))
         return fail(err, "%s %s: not a number from %g to %g", name, text, min, max);
     *out = (float)v;
     return 0;
@@ -112,7 +117,8 @@ static int read_seed(const char *name, const char *text, uint64_t *out, Error *e
     char *end;
     errno = 0;
     uint64_t v = strtoull(text, &end, 10);
-    if (end == text || *end || errno) return fail(err, "%s %s: not a whole number", name, text);
+    if (!is_decimal(text) || end == text || *end || errno)
+        return fail(err, "%s %s: not a whole number", name, text);
     *out = v;
     return 0;
 }
@@ -127,6 +133,23 @@ static int parse_whole(const char *name, const char *text, double min, double ma
 static int parse_real(const char *name, const char *text, double min, double max, float *out) {
     Error err;
     return read_real(name, text, min, max, out, &err) ? usage("%s", err.text) : 0;
+}
+
+/* Returns which of the words `text` is.  They end with NULL.  -1 after an error on stderr, which
+ * names them. */
+static int parse_word(const char *name, const char *text, const char *const *words) {
+    Buf all = {0};
+    for (int i = 0; words[i]; i++) {
+        if (!strcmp(text, words[i])) {
+            buf_free(&all);
+            return i;
+        }
+        const char *between = words[i + 1] ? ", " : " or ";
+        buf_printf(&all, "%s%s", i ? between : "", words[i]);
+    }
+    usage("%s %s: not %s", name, text, all.data);
+    buf_free(&all);
+    return -1;
 }
 
 /* The take_… functions take the value of an option that is more than a number or a text.  They
@@ -158,26 +181,32 @@ static int take_file(Options *o, const char *path) {
     return 0;
 }
 
-/* DIR or DIR:SCALE.  A colon may be part of DIR's name. */
-static int take_lora(Options *o, const char *text) {
+int split_lora(const char *text, Buf *dir, float *scale, Error *err) {
     const char *colon = strrchr(text, ':');
+    buf_add(dir, text, colon ? (size_t)(colon - text) : strlen(text));
+    return colon ? read_real("--lora's SCALE", colon + 1, -1000, 1000, scale, err) : 0;
+}
+
+/* Refuses a bad scale behind a directory.  Other names are looked up when the model is open. */
+static int take_lora(Options *o, const char *text) {
     float scale;
+    Error why;
     Buf dir = {0};
-    if (colon && !is_directory(text)) buf_add(&dir, text, (size_t)(colon - text));
-    int is_scaled = dir.len && is_directory(dir.data);
+    int is_bad = !is_directory(text) && split_lora(text, &dir, &scale, &why) &&
+                 is_directory(dir.data);
     buf_free(&dir);
-    if (is_scaled && parse_real("--lora's SCALE", colon + 1, -1000, 1000, &scale)) return 2;
+    if (is_bad) return usage("%s", why.text);
     o->lora = xrealloc(o->lora, o->n_loras + 1, sizeof *o->lora);
     o->lora[o->n_loras++] = text;
     return 0;
 }
 
 static int take_image_tokens(Options *o, const char *text) {
-    static const int known[] = {70, 140, 280, 560, 1120};
-    if (parse_whole("--image-tokens", text, 0, 1 << 30, &o->image_tokens)) return 2;
-    for (int i = 0; i < 5; i++)
-        if (o->image_tokens == known[i]) return 0;
-    return usage("--image-tokens %s: not 70, 140, 280, 560 or 1120", text);
+    static const char *const known[] = {"70", "140", "280", "560", "1120", NULL};
+    int i = parse_word("--image-tokens", text, known);
+    if (i < 0) return 2;
+    o->image_tokens = 70 << i;
+    return 0;
 }
 
 static int take_seed(Options *o, const char *text) {
@@ -187,23 +216,18 @@ static int take_seed(Options *o, const char *text) {
 }
 
 static int take_kv(Options *o, const char *text) {
-    static const char *const name[] = {"auto", "f32", "bf16", "fp8"};
-    for (int i = 0; i < 4; i++)
-        if (!strcmp(text, name[i])) {
-            o->kv = (KvType)i;
-            return 0;
-        }
-    return usage("--kv %s: not auto, f32, bf16 or fp8", text);
+    static const char *const known[] = {"auto", "f32", "bf16", "fp8", NULL};
+    int i = parse_word("--kv", text, known);
+    o->kv = (KvType)i;
+    return i < 0 ? 2 : 0;
 }
 
 static int take_activations(Options *o, const char *text) {
-    static const char *const known[] = {"8", "16", "32"};
-    for (int i = 0; i < 3; i++)
-        if (!strcmp(text, known[i])) {
-            o->activations = 8 << i;
-            return 0;
-        }
-    return usage("--activations %s: not 8, 16 or 32", text);
+    static const char *const known[] = {"8", "16", "32", NULL};
+    int i = parse_word("--activations", text, known);
+    if (i < 0) return 2;
+    o->activations = 8 << i;
+    return 0;
 }
 
 /* The longest budget of a thought, in tokens. */
@@ -215,9 +239,9 @@ static int take_think_tokens(Options *o, const char *text) {
 }
 
 static int take_context_overflow(Options *o, const char *text) {
-    o->slide = !strcmp(text, "slide");
-    if (o->slide || !strcmp(text, "stop")) return 0;
-    return usage("--context-overflow %s: not stop or slide", text);
+    static const char *const known[] = {"stop", "slide", NULL};
+    o->slide = parse_word("--context-overflow", text, known);
+    return o->slide < 0 ? 2 : 0;
 }
 
 static int take_quiet(Options *o, const char *text) {
@@ -410,11 +434,42 @@ static void take_command(Options *o, const char *word) {
         if (!strcmp(word, commands[i])) o->command = commands[i];
 }
 
+/* How many letters of a must be added, removed, changed, or swapped with the next one, to make b;
+ * most + 1 where these are more than `most`. */
+static int distance(const char *a, const char *b, int most) {
+    while (*a && *a == *b) a++, b++;
+    if (!*a && !*b) return 0;
+    if (!most) return 1;
+    int is_swapped = *a && *b && a[0] == b[1] && a[1] == b[0];
+    const int way[] = {distance(a + !!*a, b + !!*b, most - 1), distance(a + !!*a, b, most - 1),
+                       distance(a, b + !!*b, most - 1),
+                       is_swapped ? distance(a + 2, b + 2, most - 1) : most};
+    int least = most;
+    for (int i = 0; i < 4; i++) least = way[i] < least ? way[i] : least;
+    return 1 + least;
+}
+
+/* Makes *name the known word where it is the nearest to `word` so far, *least letters off: at most
+ * two, and fewer than half of the word's. */
+static void try_word(const char *word, const char *known, const char **name, int *least) {
+    int off = distance(word, known, 2);
+    if (off >= *least || 2 * (size_t)off >= strlen(word)) return;
+    *name = known;
+    *least = off;
+}
+
 /* Refuses what getopt_long does not know.  That is the letter optopt; or the last argument: a long
  * option, which may be known (then optopt is its code) but has a value that it does not take. */
 static int refuse(char **argv) {
+    Buf word = {0};
+    const char *name = NULL, *argument = argv[optind - 1];
+    int least = 3;
     if (optopt && !row_of(optopt)) return usage("unknown option -%c", optopt);
-    return usage("unknown option %s", argv[optind - 1]);
+    buf_add(&word, argument + 2, strcspn(argument + 2, "="));
+    for (int i = 0; i < N_ROWS; i++) try_word(word.data, rows[i].name, &name, &least);
+    buf_free(&word);
+    if (!name) return usage("unknown option %s", argument);
+    return usage("unknown option %s: did you mean --%s?", argument, name);
 }
 
 /* Beside -i, -f or --video a word of the question that is a file was meant for the option, as with
@@ -424,6 +479,20 @@ static int refuse_file(const char *word) {
     if (stat(word, &info) || !S_ISREG(info.st_mode)) return 0;
     return usage("%s is a file: each file needs a -i, -f or --video of its own (as text: -p)",
                  word);
+}
+
+/* Takes the only word behind options: a command, or a question, unless it looks like a command.
+ * Returns 0, or the exit status. */
+static int take_word(Options *o, const char *word) {
+    const char *name = NULL;
+    int least = 3;
+    take_command(o, word);
+    if (!strcmp(word, "help")) return usage("help is no command; -p help asks the model");
+    if (o->command || o->media || o->n_files) return 0;
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
+        try_word(word, commands[i], &name, &least);
+    if (!name) return 0;
+    return usage("%s: did you mean the command %s? -p %s asks the model", word, name, word);
 }
 
 int parse_options(int argc, char **argv, Options *o) {
@@ -447,7 +516,7 @@ int parse_options(int argc, char **argv, Options *o) {
     }
     /* The only word behind options may also be the command, but not behind "--". */
     int is_behind = !o->command && optind + 1 == argc && strcmp(argv[optind - 1], "--");
-    if (is_behind) take_command(o, argv[optind]);
+    if (is_behind && !status) status = take_word(o, argv[optind]);
     if (is_behind && o->command) optind++;
     for (; !status && optind < argc; optind++) {
         if (o->media || o->n_files) status = refuse_file(argv[optind]);
@@ -466,12 +535,6 @@ void options_free(Options *o) {
 
 /* ---- what belongs together ---- */
 
-/* Refuses `gemma4 help`, which is no question; -p help is one. */
-static int check_help(const Options *o) {
-    int asks = o->question.len && !strcmp(o->question.data, "help");
-    return asks ? usage("help is no command; -p help asks the model") : 0;
-}
-
 /* Refuses an argument in another encoding than UTF-8, as text on stdin is refused. */
 static int check_utf8(const char *called, const char *text) {
     size_t n = text ? strlen(text) : 0, good = utf8_until(text, n);
@@ -487,7 +550,6 @@ static int samples(const Options *o) {
 
 static int check_prompt(const Options *o) {
     int tokenizes = is_command(o, "tokenize"), scores = is_command(o, "score");
-    if (check_help(o)) return 2;
     if (o->question.len && o->command)
         return usage("%s takes no argument \"%s\"", o->command, o->question.data);
     if (o->question.len && (o->prompt || o->jsonl || o->ids_file))
@@ -541,18 +603,13 @@ static int check_tool_options(const Options *o) {
                      o->tools ? ", not both" : "");
     if (o->open_thought && !parses) return usage("--open-thought belongs to parse");
     if (o->tools && (o->raw || o->ids_file)) return usage("--tools needs the chat template");
-    if (o->run_tools && (!o->tools || o->jsonl || o->command))
-        return usage("--run-tools needs --tools, and neither --jsonl nor a command");
+    if (o->run_tools && ((!o->tools && !o->load) || o->jsonl || o->command))
+        return usage("--run-tools needs --tools, or --load of a conversation that has some, and "
+                     "neither --jsonl nor a command");
     if (o->yes && !o->run_tools) return usage("--yes belongs to --run-tools");
     if (o->run_tools && !o->yes && !can_ask())
         return usage("--run-tools: no terminal to ask on; --yes runs every call");
     return 0;
-}
-
-static int is_scenario(const char *name) {
-    int found = !strcmp(name, "all");
-    for (int i = 0; bench_scenarios[i]; i++) found |= !strcmp(name, bench_scenarios[i]);
-    return found;
 }
 
 /* Whether two names are those of one regular file, or the same name of one that is not there. */
@@ -631,10 +688,7 @@ static int check_output(const Options *o) {
         return usage("--json belongs to info and bench (--jsonl answers requests)");
     if ((o->scenario || o->plot_file) && !benches)
         return usage("--scenario and --plot belong to bench");
-    if (o->scenario && !is_scenario(o->scenario))
-        return usage("--scenario %s: not all, chat, rag, long, context, multiturn or reasoning",
-                     o->scenario);
-    return 0;
+    return o->scenario && parse_word("--scenario", o->scenario, bench_scenarios) < 0 ? 2 : 0;
 }
 
 static int check_model_options(const Options *o) {
@@ -661,27 +715,19 @@ static int check_model_options(const Options *o) {
 
 /* Takes the device from --device or $GEMMA4_DEVICE; else it is auto. */
 static int choose_device(Options *o) {
-    static const char *const known[] = {"auto", "cpu", "cuda", "plain"};
+    static const char *const known[] = {"auto", "cpu", "cuda", "plain", NULL};
     const char *set = getenv("GEMMA4_DEVICE");
     o->device_from = o->device || !set ? "--device" : "GEMMA4_DEVICE";
     if (!o->device) o->device = set && *set ? set : "auto";
-    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
-        if (!strcmp(o->device, known[i])) return 0;
-    return usage("%s %s: not auto, cpu, cuda or plain", o->device_from, o->device);
+    return parse_word(o->device_from, o->device, known) < 0 ? 2 : 0;
 }
 
 /* Checks $GEMMA4_CPU, see choose_kernels (kernels.c).  It may name any set for this kind of
  * machine, also one that this machine cannot run. */
 static int check_kernels(void) {
-    static const char *const known[] = {KERNEL_NAMES};
+    static const char *const known[] = {KERNEL_NAMES, NULL};
     const char *set = getenv("GEMMA4_CPU");
-    char all[64] = "";
-    if (!set || !*set) return 0;
-    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
-        if (!strcmp(set, known[i])) return 0;
-        snprintf(all + strlen(all), sizeof all - strlen(all), "%s%s", i ? ", " : "", known[i]);
-    }
-    return usage("GEMMA4_CPU %s: not one of %s", set, all);
+    return set && *set && parse_word("GEMMA4_CPU", set, known) < 0 ? 2 : 0;
 }
 
 int check_options(Options *o) {

@@ -57,6 +57,11 @@ void options_free(Options *o);
 int option_number(const char *option, const char *name, const char *text, void *value,
                   Error *err);
 
+/* Parts a --lora of DIR:SCALE at the last colon, which may also be one of DIR's own: adds DIR, or a
+ * text without a colon, to *dir, and *scale becomes SCALE if there is one.  Returns 0; or -1 with
+ * *scale unchanged and err, where what follows the colon is no scale. */
+int split_lora(const char *text, Buf *dir, float *scale, Error *err);
+
 /* Whether the command is this one. */
 int is_command(const Options *o, const char *name);
 

@@ -13,6 +13,7 @@
 #include <sys/stat.h>
 
 #include "json.h"
+#include "newfile.h"
 
 typedef struct {
     const Engine *e;
@@ -20,7 +21,8 @@ typedef struct {
     const int *ids;
     int n, n_vocab;
     double next_logprob;                /* of the next token, from the last position's logits */
-    FILE *logits, *reference;           /* NULL: not asked for */
+    NewFile logits;                     /* its f is NULL: not asked for */
+    FILE *reference;                    /* NULL: not asked for */
     float *row;                         /* [n_vocab] the reference's logits of one position */
     double sum_logprob, sum_kl, max_kl;
     int max_pos;                        /* the position of max_kl */
@@ -51,7 +53,7 @@ static void compare(Score *s, int64_t pos, const float *logits) {
     int mine, theirs;
     errno = 0;
     if (fread(s->row, sizeof(float), (size_t)s->n_vocab, s->reference) != (size_t)s->n_vocab) {
-        if (!s->failed) s->failed = s->o->reference_file, s->why = errno;
+        if (!s->failed) s->failed = file_name(s->o->reference_file), s->why = errno;
         return;
     }
     double kl = divergence(s->row, logits, s->n_vocab);
@@ -87,7 +89,7 @@ static void put_line(Score *s, int64_t pos, const float *logits) {
 static void score_position(void *arg, int64_t pos, const float *logits) {
     Score *s = arg;
     size_t n = (size_t)s->n_vocab;
-    if (s->logits && fwrite(logits, sizeof(float), n, s->logits) != n && !s->failed)
+    if (s->logits.f && fwrite(logits, sizeof(float), n, s->logits.f) != n && !s->failed)
         s->failed = s->o->logits_file, s->why = errno;
     if (!are_numbers(logits, s->n_vocab)) s->n_damaged++;
     s->out.len = 0;
@@ -114,34 +116,30 @@ static void put_summary(Score *s) {
     put_stdout(s->out.data, s->out.len);
 }
 
-/* Opens a file for s.  NULL is no failure if no name is given. */
-static int open_file(FILE **f, const char *name, const char *mode, Error *err) {
-    if (!name || (*f = fopen(name, mode))) return 0;
-    return fail(err, "%s: %s", name, strerror(errno));
-}
-
-/* Refuses a reference of another length before anything is computed.  A pipe has no length: then
- * check_files notices it in the end. */
-static int check_length(const Score *s, Error *err) {
+/* Opens the reference, and refuses one of another length before anything is computed.  A pipe has
+ * no length: then check_files notices it in the end. */
+static int open_reference(Score *s, Error *err) {
+    const char *name = s->o->reference_file;
     struct stat info;
     off_t want = (off_t)s->n * s->n_vocab * (off_t)sizeof *s->row;
-    if (!s->reference || fstat(fileno(s->reference), &info) || !S_ISREG(info.st_mode)) return 0;
+    if (!name) return 0;
+    s->reference = strcmp(name, "-") ? fopen(name, "rb") : stdin;
+    if (!s->reference) return fail(err, "%s: %s", name, strerror(errno));
+    if (fstat(fileno(s->reference), &info) || !S_ISREG(info.st_mode)) return 0;
     if (info.st_size == want) return 0;
-    return fail(err, "%s: %s than %d positions of %d logits", s->o->reference_file,
+    return fail(err, "%s: %s than %d positions of %d logits", file_name(name),
                 info.st_size < want ? "less" : "more", s->n, s->n_vocab);
 }
 
-/* Closes the file of logits and says what went wrong with the files, if anything did. */
+/* Finishes the file of logits, and says what went wrong with the files, if anything did. */
 static int check_files(Score *s, Error *err) {
-    if (s->logits && fclose(s->logits) && !s->failed) s->failed = s->o->logits_file, s->why = errno;
-    s->logits = NULL;
     if (s->failed && s->why) return fail(err, "%s: %s", s->failed, strerror(s->why));
     if (s->failed)
         return fail(err, "%s: less than %d positions of %d logits", s->failed, s->n, s->n_vocab);
     if (s->reference && fgetc(s->reference) != EOF)
-        return fail(err, "%s: more than %d positions of %d logits", s->o->reference_file, s->n,
-                    s->n_vocab);
-    return 0;
+        return fail(err, "%s: more than %d positions of %d logits",
+                    file_name(s->o->reference_file), s->n, s->n_vocab);
+    return s->logits.f ? new_finish(&s->logits, err) : 0;
 }
 
 int score(const Engine *e, const int *ids, int n, const ScoreOptions *o, Error *err) {
@@ -149,15 +147,15 @@ int score(const Engine *e, const int *ids, int n, const ScoreOptions *o, Error *
     model_info(e->model, &info);
     Score s = {.e = e, .o = o, .ids = ids, .n = n, .n_vocab = info.config->vocab};
     s.row = xcalloc(s.n_vocab, sizeof *s.row);
-    int bad = open_file(&s.reference, o->reference_file, "rb", err) || check_length(&s, err) ||
-              open_file(&s.logits, o->logits_file, "wb", err) ? -1 : 0;
+    int bad = open_reference(&s, err);
+    if (!bad && o->logits_file) bad = new_open_output(&s.logits, o->logits_file, err);
     if (!bad) bad = session_eval(e->session, ids, n, score_position, &s, err);
     if (!bad) bad = check_files(&s, err);
     if (!bad && s.n_damaged)
         bad = fail(err, "%s: the logits of %d positions are no numbers (NaN): a weight is damaged",
                    e->name, s.n_damaged);
     if (!bad && o->summary) put_summary(&s);
-    if (s.logits) (void)fclose(s.logits);
+    new_free(&s.logits);
     if (s.reference) (void)fclose(s.reference);
     free(s.row);
     buf_free(&s.out);

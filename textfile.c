@@ -105,8 +105,7 @@ static int decode(const char *name, const Buf *in, Buf *b, Error *err) {
 
 int read_text(const char *path, Buf *b, Error *err) {
     Buf in = {0};
-    const char *name = strcmp(path, "-") ? path : "stdin";
-    int bad = read_file(path, &in, err) || decode(name, &in, b, err);
+    int bad = read_file(path, &in, err) || decode(file_name(path), &in, b, err);
     buf_free(&in);
     return bad ? -1 : 0;
 }
@@ -126,14 +125,15 @@ int attach_text(const char *path, Buf *b, Error *err) {
     if (read_text(path, &text, err)) return -1;
     if (!text.len) {
         buf_free(&text);
-        return fail(err, "%s: the file is empty", path);
+        return fail(err, "%s: the file is empty", file_name(path));
     }
     int n_run = longest_run(&text);
     for (int i = 0; i < 3 || i <= n_run; i++) buf_puts(&fence, "`");
     int has_newline = text.data[text.len - 1] == '\n';
     if (b->len) buf_puts(b, "\n\n");
     /* A line end in a name would end the line that holds it. */
-    for (const char *p = path; *p; p++) buf_add(b, *p == '\n' || *p == '\r' ? "?" : p, 1);
+    for (const char *p = file_name(path); *p; p++)
+        buf_add(b, *p == '\n' || *p == '\r' ? "?" : p, 1);
     buf_printf(b, "\n%s\n", fence.data);
     buf_add(b, text.data, text.len);
     buf_printf(b, "%s%s", has_newline ? "" : "\n", fence.data);

@@ -12,104 +12,8 @@
 #include "conversation.h"
 #include "declare.h"
 #include "json.h"
+#include "newfile.h"
 #include "saved.h"
-
-/* ---- files that replace others ---- */
-
-typedef struct {
-    Buf path;                           /* the name that the file gets in the end */
-    Buf beside;                         /* the name that it has until then; len 0: there is none */
-    FILE *f;
-    int place;                          /* the index of that name in `unfinished` */
-} NewFile;
-
-/* The names of files that are being written, for transcript_leave; NULL: none. */
-static char *volatile unfinished[2];
-
-void transcript_leave(void) {
-    for (int i = 0; i < 2; i++)
-        if (unfinished[i]) unlink(unfinished[i]);
-}
-
-static int failed(const NewFile *n, Error *err) {
-    return fail(err, "%s: %s", n->path.data, strerror(errno));
-}
-
-/* Sets the path of the file that is replaced in the end.  A symbolic link stays, and what it leads
- * to is replaced; one that leads nowhere is refused.  A device or a FIFO is refused: a file would
- * take its place (of /dev/stdout, for example).  Returns 0, or -1 with err. */
-static int new_path(NewFile *n, const char *path, const char *tail, Error *err) {
-    struct stat info;
-    buf_printf(&n->path, "%s%s", path, tail);
-    if (lstat(n->path.data, &info)) return 0;
-    if (S_ISLNK(info.st_mode)) {
-        char *target = realpath(n->path.data, NULL);
-        n->path.len = 0;
-        if (!target)
-            return fail(err, "%s%s: the symbolic link leads nowhere: %s", path, tail,
-                        strerror(errno));
-        buf_puts(&n->path, target);
-        free(target);
-    }
-    if (stat(n->path.data, &info) || S_ISREG(info.st_mode)) return 0;
-    n->path.len = 0;
-    if (S_ISDIR(info.st_mode)) return fail(err, "%s%s: %s", path, tail, strerror(EISDIR));
-    return fail(err, "%s%s: no regular file, so it is not replaced", path, tail);
-}
-
-/* Opens a file beside path + tail for writing.  The caller frees *n with new_free, also after an
- * error.  mkostemps makes the name, with mode 0600: a name made of the process's number may be
- * taken by a process in another container, or be left from one that was killed. */
-static int new_open(NewFile *n, const char *path, const char *tail, Error *err) {
-    if (new_path(n, path, tail, err)) return -1;
-    buf_printf(&n->beside, "%s.XXXXXX.tmp", n->path.data);
-    n->place = unfinished[0] != NULL;
-    unfinished[n->place] = n->beside.data;
-    int fd = mkostemps(n->beside.data, (int)strlen(".tmp"), O_CLOEXEC);
-    if (fd < 0) n->beside.len = 0;
-    if (fd < 0 || !(n->f = fdopen(fd, "w"))) return failed(n, err);
-    return 0;
-}
-
-/* Syncs the file to the disk and closes it. */
-static int new_sync(NewFile *n, Error *err) {
-    int bad = fflush(n->f) || fsync(fileno(n->f)), why = errno;
-    if (fclose(n->f) && !bad) {
-        bad = 1;
-        why = errno;
-    }
-    n->f = NULL;
-    errno = why;
-    return bad ? failed(n, err) : 0;
-}
-
-/* Gives the file its name. */
-static int new_rename(NewFile *n, Error *err) {
-    if (rename(n->beside.data, n->path.data)) return failed(n, err);
-    n->beside.len = 0;
-    return 0;
-}
-
-static void new_free(NewFile *n) {
-    if (n->f) (void)fclose(n->f);
-    if (n->beside.len) unlink(n->beside.data);
-    if (n->path.len) unfinished[n->place] = NULL;
-    buf_free(&n->path);
-    buf_free(&n->beside);
-}
-
-/* Syncs the directory of `path` to the disk, which has the new names. */
-static int sync_directory(const char *path, Error *err) {
-    const char *slash = strrchr(path, '/');
-    Buf dir = {0};
-    if (slash) buf_add(&dir, path, (size_t)(slash - path) + 1);
-    else buf_puts(&dir, ".");
-    int fd = open(dir.data, O_RDONLY | O_DIRECTORY | O_CLOEXEC), bad = fd < 0 || fsync(fd);
-    if (bad) fail(err, "%s: %s", dir.data, strerror(errno));
-    if (fd >= 0) close(fd);
-    buf_free(&dir);
-    return bad ? -1 : 0;
-}
 
 /* ---- saving ---- */
 
@@ -153,11 +57,12 @@ int transcript_save(const Engine *e, const cJSON *messages, const char *path, Er
     NewFile text = {0}, cache = {0};
     char *request = request_of(e, messages);
     int bad = new_open(&text, path, "", err) || new_open(&cache, path, ".kv", err);
-    if (!bad && fprintf(text.f, "%s\n", request) < 0) bad = failed(&text, err);
+    if (!bad && fprintf(text.f, "%s\n", request) < 0) bad = new_failed(&text, err);
     uint64_t conversation = hash_bytes(request, strlen(request), 0);
-    if (!bad && save_cache(e, messages, conversation, cache.f)) bad = failed(&cache, err);
-    bad = bad || new_sync(&text, err) || new_sync(&cache, err) || new_rename(&text, err) ||
-          new_rename(&cache, err) || sync_directory(text.path.data, err);
+    if (!bad && save_cache(e, messages, conversation, cache.f))
+        bad = new_failed(&cache, err);
+    bad = bad || new_sync(&text, err) || new_sync(&cache, err) || new_finish(&text, err) ||
+          new_finish(&cache, err);
     new_free(&text);
     new_free(&cache);
     free(request);
@@ -187,10 +92,12 @@ static void load_cache(const Engine *e, const char *path, uint64_t conversation)
     buf_free(&name);
 }
 
-/* Whether messages can be rendered: 0, or -1 with err. */
+/* Whether messages can be rendered: 0, or -1 with err.  Says on stderr what is wrong with them all
+ * the same. */
 static int check_messages(const Engine *e, const cJSON *messages, Error *err) {
     Prompt prompt = {0};
     int bad = conversation_render(e, messages, NULL, (ChatOptions){0}, &prompt, err);
+    if (!bad) remark_lines(&prompt.warnings);
     prompt_free(&prompt);
     return bad;
 }
@@ -204,6 +111,9 @@ static int take_tools(Engine *e, const cJSON *given, Error *err) {
     cJSON_Delete(e->tools);
     e->tools = tools;
     e->tools_of_file = 1;
+    if (e->tool_dir && !tools)
+        remark("gemma4: warning: --run-tools has no effect: the conversation has no tools\n");
+    warn_of_tools(e);
     return 0;
 }
 
@@ -244,7 +154,7 @@ static cJSON *parse_transcript(Engine *e, const char *path, const Buf *text, Err
 cJSON *transcript_load(Engine *e, const char *path, Error *err) {
     Buf text = {0};
     if (read_file(path, &text, err)) return NULL;
-    cJSON *messages = parse_transcript(e, path, &text, err);
+    cJSON *messages = parse_transcript(e, file_name(path), &text, err);
     if (messages) {
         int has_newline = text.data[text.len - 1] == '\n';
         load_cache(e, path, hash_bytes(text.data, text.len - (size_t)has_newline, 0));
@@ -280,9 +190,8 @@ static int write_document(const Engine *e, const int *ids, int n, const char *pa
     NewFile cache = {0};
     int bad = new_open(&cache, path, "", err);
     if (!bad && session_save(e->session, ids, n, ANY_CONVERSATION, cache.f))
-        bad = failed(&cache, err);
-    bad = bad || new_sync(&cache, err) || new_rename(&cache, err) ||
-          sync_directory(cache.path.data, err);
+        bad = new_failed(&cache, err);
+    if (!bad) bad = new_finish(&cache, err);
     new_free(&cache);
     return bad;
 }

@@ -17,10 +17,11 @@ int transcript_save(const Engine *e, const cJSON *messages, const char *path, Er
 int transcript_check(const char *path, Error *err);
 
 /* Reads the file `path` and returns its messages, which can be rendered and which the caller frees.
- * Sets e->thinking and, unless --tools has given some, e->tools as the file says; a line on stderr
- * names the fields that have no effect.  Loads path.kv into the session.  If path.kv belongs to
- * another conversation or another run, a line on stderr says why, and the session will evaluate the
- * next prompt from its beginning.  Returns NULL with err, which names the file. */
+ * Sets e->thinking and, unless --tools has given some, e->tools as the file says; lines on stderr
+ * name the fields that have no effect, the calls whose arguments are no object, and the tools that
+ * --run-tools cannot run.  Loads path.kv into the session.  If path.kv belongs to another
+ * conversation or another run, a line on stderr says why, and the session will evaluate the next
+ * prompt from its beginning.  Returns NULL with err, which names the file. */
 cJSON *transcript_load(Engine *e, const char *path, Error *err);
 
 /* --cache: makes the session hold the beginning of a conversation's prompt.  The beginning ends
@@ -32,8 +33,5 @@ cJSON *transcript_load(Engine *e, const char *path, Error *err);
  * is an error, and stays as it is.  If the file cannot be written, a line on stderr says so. */
 int transcript_cache(const Engine *e, const cJSON *messages, const cJSON *document,
                      const char *path, int *n_read, Error *err);
-
-/* Removes files that are only partly written.  For signal handlers that end the program. */
-void transcript_leave(void);
 
 #endif

@@ -34,9 +34,18 @@ int fail(Error *err, const char *format, ...) {
     return -1;
 }
 
+void (*before_exit)(void);
+
+/* Ends the program on the spot, also from a signal handler. */
+_Noreturn static void leave(int status) {
+    if (before_exit) before_exit();
+    _exit(status);
+}
+
 static void *checked(void *p) {
     if (!p) {
         fputs("gemma4: out of memory\n", stderr);
+        if (before_exit) before_exit();
         exit(1);
     }
     return p;
@@ -112,9 +121,11 @@ void ids_free(Ids *ids) {
     *ids = (Ids){0};
 }
 
+const char *file_name(const char *path) { return strcmp(path, "-") ? path : "stdin"; }
+
 int read_file(const char *path, Buf *b, Error *err) {
-    int from_stdin = !strcmp(path, "-");
-    const char *name = from_stdin ? "stdin" : path;
+    const char *name = file_name(path);
+    int from_stdin = name != path;
     FILE *f = from_stdin ? stdin : fopen(path, "rb");
     if (!f) return fail(err, "%s: %s", path, strerror(errno));
     buf_add(b, "", 0);
@@ -159,7 +170,7 @@ static void on_bus_error(int signal_number, siginfo_t *info, void *context) {
             while (atomic_flag_test_and_set(&is_said)) pause();
             ssize_t done = write(STDERR_FILENO, m->line, strlen(m->line));
             (void)done;
-            _exit(1);
+            leave(1);
         }
     signal(signal_number, SIG_DFL);
 }
@@ -245,12 +256,12 @@ int write_whole(int fd, const void *bytes, size_t n) {
 static void write_all(int fd, const char *bytes, size_t n) {
     if (!write_whole(fd, bytes, n) || fd != STDOUT_FILENO) return;
     if (errno == EPIPE) {
-        if (!outlives_reader) _exit(READER_GONE);
+        if (!outlives_reader) leave(READER_GONE);
         reader_is_gone = 1;
         return;
     }
     fprintf(stderr, "gemma4: stdout: %s\n", strerror(errno));
-    _exit(1);
+    leave(1);
 }
 
 /* The code point that a terminal gets in place of the character at s, which has len bytes (<= 0: it

@@ -17,6 +17,9 @@ typedef struct {
  * Returns -1, so that a caller can `return fail(…)`. */
 int fail(Error *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
+/* What is called before this file ends the program, also in a signal handler; NULL: nothing. */
+extern void (*before_exit)(void);
+
 /* malloc, calloc, realloc and strdup that never return NULL: without memory they end the program.
  * xrealloc resizes to n elements of `size` bytes.  The caller frees all results with free. */
 void *xmalloc(size_t n);
@@ -55,6 +58,9 @@ void ids_free(Ids *ids);
 /* Limit in bytes of whatever is read whole: a file, stdin, a line of JSON.  An input without an
  * end, as of a device, must not fill the memory; no request or picture comes near the limit. */
 #define INPUT_LIMIT ((size_t)64 << 20)
+
+/* How messages name the file `path`, which is read: "-" is stdin. */
+const char *file_name(const char *path);
 
 /* Adds the whole file to *b, which the caller frees.  path "-" is stdin.
  * Returns 0, or -1 with err and *b empty; a file of more than INPUT_LIMIT bytes is an error. */

@@ -110,7 +110,7 @@ def program():
            'step.cu qkv.cu attention.cu moe.cu few.cu head.cu', 'top.cu vision.cu',
            'residual.cu, stream.cu and nvfp4.cu (products), lora.cu',
            'fp4.cu and hopper.cu for the chips that have it'])
-    s.box(100, 694, 844, 30, '', ['json.c util.c: JSON, errors, buffers, files, UTF-8'])
+    s.box(100, 694, 844, 30, '', ['json.c util.c newfile.c: JSON, errors, buffers, files, UTF-8'])
     for x in (172, 433, 779):
         s.line((511, 526), (x, 557))
     # The way of a token, in the order of the numbers.

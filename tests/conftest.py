@@ -77,13 +77,14 @@ def complaint(status, *args, **kwargs):
 
 @pytest.fixture
 def start():
-    """start(*args) begins a run and returns its Popen, with unbuffered pipes; ended with the test at the latest."""
+    """start(*args) begins a run and returns its Popen, with unbuffered pipes; ended with the test at the latest. before: a command that
+    runs the program."""
     running = []
 
-    def begin(*args, env=None, **kwargs):
+    def begin(*args, env=None, before=(), **kwargs):
         for name in ('stdin', 'stdout', 'stderr'):
             kwargs.setdefault(name, subprocess.PIPE)
-        running.append(subprocess.Popen([GEMMA4, *map(str, args)], env=env or environment(), bufsize=0, **kwargs))
+        running.append(subprocess.Popen([*before, GEMMA4, *map(str, args)], env=env or environment(), bufsize=0, **kwargs))
         return running[-1]
     yield begin
     for p in running:

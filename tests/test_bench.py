@@ -1,11 +1,12 @@
 """gemma4 bench: what it prints and draws; not how fast."""
 import json
+import os
 import re
 import xml.etree.ElementTree as tree
 
 import pytest
 
-from conftest import FIXTURES, answer, complaint
+from conftest import FIXTURES, answer, complaint, run
 
 DRAFTER = FIXTURES / 'odd-assistant'
 SCENARIOS = ['chat', 'rag', 'long', 'context', 'context', 'context', 'multiturn', 'reasoning']
@@ -51,7 +52,7 @@ def test_table_and_plot(odd, tmp_path):
 
 
 def test_wrong_usage(odd, tmp_path):
-    assert '--scenario quick: not all, chat' in complaint(2, 'bench', '-m', odd, '--scenario', 'quick')
+    assert '--scenario quick: not chat, rag, long, context, multiturn, reasoning or all (' in complaint(2, 'bench', '-m', odd, '--scenario', 'quick')
     assert 'belong to bench' in complaint(2, '-m', odd, '--plot', 'x.svg', 'Hi')
 
 
@@ -59,6 +60,12 @@ def test_a_plot_that_cannot_be_written(odd, tmp_path):
     """It is said before the benchmark: nothing of that is on stdout."""
     svg = tmp_path / 'none' / 'plot.svg'
     assert '%s: No such file' % svg in complaint(1, 'bench', '-m', odd, '--scenario', 'chat', '--plot', svg)
+    call = ('bench', '-m', odd, '--scenario', 'chat', '-n', 3, '-c', 400, '--plot')
+    done = run(*call, '/dev/full')
+    assert (done.returncode, done.stderr) == (1, b'gemma4: /dev/full: No space left on device\n')
+    with open('/dev/full', 'wb') as full:
+        assert run(*call, tmp_path / 'plot.svg', stdout=full).returncode == 1
+    assert os.listdir(tmp_path) == []
     assert 'takes no prompt' in complaint(2, 'bench', '-m', odd, '-p', 'Hi')
     assert 'too small' in complaint(1, 'bench', '-m', odd, '-c', 60)
 

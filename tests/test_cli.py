@@ -12,6 +12,7 @@ import pytest
 
 from conftest import (ANSWER, ENDLESS, FIXTURES, GEMMA4, ON_ARM, PATIENCE, ROOT, THOUGHT, answer, complaint, environment, ids_of, read_floats,
                       read_json, read_line, run, write_ids, write_json)
+from test_sessions import small_files
 
 GREEDY = ('--temp', 0)
 # 40 draws from nearly even odds: two prompts that differ give different ids, the same prompt the same ones.
@@ -402,7 +403,7 @@ def test_quiet(puppet, tmp_path):
 def test_a_stdin_that_stays_open(start, puppet):
     """Beside an argument a silent stdin is named; text that comes later is still read.  A stdin that speaks is not named."""
     p = start('-m', puppet, 'hello')
-    assert read_line(p.stderr) == b'gemma4: reading standard input (end it, or </dev/null)\n'
+    assert read_line(p.stderr) == b'gemma4: reading stdin (end it, or </dev/null)\n'
     p.stdin.write(b'more')
     p.stdin.close()
     assert (p.wait(PATIENCE), p.stdout.read(), p.stderr.read()) == (0, ANSWER.encode() + b'\n', b'')
@@ -431,7 +432,7 @@ def test_version():
 
 def test_command_behind_options():
     """The only word behind the options may be the command."""
-    for call in (('--', 'info'), ('-p', 'info'), ('check', 'please')):
+    for call in (('--', 'info'), ('--', 'inof'), ('-p', 'inof'), ('-p', 'info'), ('check', 'please'), ('hello',)):
         assert run('-m', ROOT / 'demo', '-n', 1, *call).returncode == 0
     assert answer('-m', ROOT / 'demo', 'info') == answer('info', '-m', ROOT / 'demo')
     assert answer('--plain', 'tokenize', stdin='hello', env=environment(GEMMA4_MODEL=ROOT / 'demo')) == \
@@ -457,7 +458,9 @@ def test_empty_prompt(odd):
     ('-n 99999999999999999999 hello', '-n 9999'), ('-c 0 hello', '-c 0'), ('-c many hello', 'many'), ('-t 0 hello', '-t 0'),
     ('-t 100000 hello', '-t 100000'), ('--chunk 0 hello', '--chunk 0'), ('--chunk 1000000 hello', '--chunk'),
     ('--top -1 hello', '--top -1'), ('--temp -1 hello', '--temp -1'), ('--temp hot hello', 'hot'),
-    ('--temp nan hello', 'nan'), ('--temp inf hello', 'inf'), ('--top-k -1 hello', '--top-k'),
+    ('--temp nan hello', 'nan'), ('--temp inf hello', 'inf'), ('--temp 0x1 hello', '--temp 0x1'), ('--temp 1e400 hello', '1e400'),
+    ('--seed 1e3 hello', '1e3'), ('--seed 0x1 hello', '0x1'), ('--gpu-memory 0x1p3 hello', '--gpu-memory 0x1p3'), ('-n 0x10 hello', '0x10'),
+    ('--top-k -1 hello', '--top-k'),
     ('--top-k 1.5 hello', '--top-k'), ('--top-p 1.1 hello', '--top-p'), ('--top-p -0.1 hello', '--top-p'),
     ('--min-p 2 hello', '--min-p'), ('--repeat-penalty 0 hello', '--repeat-penalty'), ('--seed x hello', '--seed x'),
     ('--seed 99999999999999999999 hello', '--seed'), ('--kv f16 hello', 'f16'), ('--device gpu hello', 'gpu'),
@@ -479,6 +482,8 @@ def test_empty_prompt(odd):
     ('--save - hello', '--save -: needs'), ('--cache - hello', '--cache -: needs'), ('score --ids f --logits -', '--logits -: needs'),
     ('bench --plot -', '--plot -: needs'), ('--draft d --draft-log - hello', '--draft-log -: needs'),
     ('--raw --think hello', '--think'), ('--ids f --think-tokens 5', '--think-tokens'), ('score --text f -s x', '-s'),
+    ('--tmep 1 hello', '--tmep: did you mean --temp?'), ('--jsnol=x', '--jsnol=x: did you mean --jsonl?'), ('--tixt f', 'mean --text?'),
+    ('--xyz', '--xyz (gemma4'), ('inof', 'the command info? -p inof'), ('-n 1 tokenise', 'the command tokenize?'),
     ('help', '-p help'), ('info --ignore-eos', '--ignore-eos'), ('info --temp 0', 'info draws no tokens'),
     ('info --jsonl', 'info and --jsonl'), ('score --raw -p a --text f', 'not several'), ('check --tools t --json-schema s', 'not both'),
     ('--tools - --json-schema - hello', 'only one option'), ('-f - --load - hello', 'only one option'), ('--temperature 200 hello', '--temperature 200'),
@@ -488,6 +493,11 @@ def test_wrong_usage(odd, call, word):
     # GEMMA4_MODEL stands for -m, so that the call is exactly what the table says.
     text = complaint(2, *call.split(), env=environment(GEMMA4_MODEL=odd))
     assert word in text and '--help' in text
+
+
+@pytest.mark.parametrize('option', ['-n', '--temp', '--seed'])
+def test_blanks_before_a_number(odd, option):
+    assert option + '  1' in complaint(2, '-m', odd, option, ' 1', 'hello')
 
 
 def test_files_among_the_words(odd, tmp_path):
@@ -576,6 +586,23 @@ def test_nul_on_stdin(puppet):
     assert 'stdin' in text and 'NUL' in text
 
 
+@pytest.mark.parametrize('call', ['--ids -', 'score --ids -', 'score --request -', 'score --raw -p a --summary --reference -', '--load - x', '--tools - x',
+                                  '--json-schema - x', '-f - x', '-i - x', '--video - x', 'render', 'tokenize --decode', ''])
+def test_messages_name_stdin(puppet, call):
+    assert complaint(1, *call.split(), '-m', puppet, stdin=b'{"a\xff').startswith('gemma4: stdin: ')
+
+
+def test_requests_from_a_terminal(puppet):
+    """A line says where they are read, unless that is a pipe."""
+    assert run('--jsonl', '-m', puppet).stderr == b''
+    child = pexpect.spawn(GEMMA4, ['--jsonl', '-m', str(puppet)], env=environment(), encoding='utf-8', timeout=PATIENCE)
+    child.expect_exact('gemma4: reading stdin, a request a line (Ctrl-D ends it)\r\n')
+    child.sendeof()
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+
+
 @pytest.mark.parametrize('call', [['tokenize'], ['render'], [], ['--raw']], ids=' '.join)
 def test_stdin_that_cannot_be_read(puppet, call):
     done = subprocess.run(['sh', '-c', '"$0" "$@" < /', GEMMA4, *call, '-m', puppet], capture_output=True, env=environment(),
@@ -592,7 +619,7 @@ def test_closed_standard_files(puppet, tmp_path):
     assert (done.returncode, done.stdout.decode(), done.stderr) == (0, ANSWER + '\n', b'')
     done = shell('>&-', 'score', '-m', puppet, '--raw', '-p', 'The', '--logits', tmp_path / 'logits')
     assert done.returncode == 1 and done.stderr.startswith(b'gemma4: stdout: ')
-    assert b'logprob' not in (tmp_path / 'logits').read_bytes()
+    assert os.listdir(tmp_path) == []
     assert shell('2>&-', '-m', puppet, 'hello').stdout.decode() == ANSWER + '\n'
     assert shell('2>&-', 'info', '-m', tmp_path).returncode == 1
 
@@ -808,6 +835,23 @@ def test_score_errors(odd, tmp_path):
     assert '-c' in complaint(1, 'score', '-m', odd, '--raw', '-p', 'a b c d e f', '-c', 3)
     done = run('score', '-m', odd, '--raw', '-p', 'a b c', '--logits', '/dev/full')
     assert (done.returncode, done.stderr) == (1, b'gemma4: /dev/full: No space left on device\n')
+
+
+def test_logits_whole_or_not_at_all(start, odd, tmp_path):
+    """On a full disk, where stdout fails, and where a signal comes: the old file stays, and nothing is beside it."""
+    file, ids = tmp_path / 'logits', write_ids(tmp_path / 'ids', [5] * 40)
+    file.write_text('old')
+    call = ('score', '-m', odd, '--ids', ids, '--logits', file)
+    assert '%s: File too large' % file in complaint(1, *call, '--summary', preexec_fn=small_files)
+    with open('/dev/full', 'wb') as full:
+        assert run(*call, stdout=full).returncode == 1
+    p = start(*call, '--top', 1000, stdin=subprocess.DEVNULL)      # more than a pipe holds
+    read_line(p.stdout)
+    p.stdout.close()
+    assert p.wait(PATIENCE) == 128 + signal.SIGPIPE
+    assert file.read_text() == 'old' and sorted(os.listdir(tmp_path)) == ['ids', 'logits']
+    answer(*call)
+    assert file.stat().st_size > 1 << 16 and file.stat().st_mode == ids.stat().st_mode
 
 
 @pytest.mark.parametrize('text, word', BAD_REQUESTS, ids=repr)

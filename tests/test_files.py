@@ -37,7 +37,7 @@ def test_stdin_as_the_file_of_an_option(tmp_path):
     for option, text in [('--json-schema', '{"const": 1}'), ('--tools', '[]'), ('-f', 'one')]:
         assert run(*call, option, '-', stdin=text).returncode == 0
         said = read_json(tmp_path / 'talk')['messages'][0]['content']
-        assert said == ('What?\n\n-\n```\none\n```' if option == '-f' else 'What?')
+        assert said == ('What?\n\nstdin\n```\none\n```' if option == '-f' else 'What?')
     assert 'stdin: not valid JSON at byte 1' in complaint(1, '-m', ODD, 'What?', '--json-schema', '-', stdin='[')
 
 

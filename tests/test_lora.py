@@ -154,7 +154,7 @@ def test_a_directory_with_a_colon(odd_merged, tmp_path):
     assert logits(tmp_path, model, '--lora', 'a:0.5', cwd=tmp_path) == want
     assert logits(tmp_path, model, '--lora', 'a:0.5:.5', cwd=tmp_path) == half
     assert logits(tmp_path, model, '--lora', 'b:c', cwd=tmp_path) == want
-    for scale in ('0.5x', 'nan', '1e9', ''):
+    for scale in ('0.5x', '0x1', 'nan', '1e9', ''):
         assert "--lora's SCALE" in complaint(2, '-m', model, '--lora', 'b:c:' + scale, 'x', cwd=tmp_path)
     for text in ('a', 'a:', 'a:x', 'a:1e9', ':1'):
         assert '--lora %s: %s: no such directory' % (text, text if ':1' not in text[:2] else '') in \

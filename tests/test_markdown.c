@@ -73,13 +73,22 @@ static void test_emphasis(void **state) {
     check("**a `*` b**", B "a " C "*" E B " b" E);
 }
 
+static void test_marks_over_the_end_of_a_line(void **state) {
+    (void)state;
+    check("a **b\nc** d\n*e\nf\ng*\n", "a " B "b\nc" E " d\n" U "e\nf\ng" E "\n");
+    check("- **a\n  b** `c\nd`", "  • " B "a\n  b" E " " C "c\nd" E);
+    check("**a\n- b**\n**a\n# b**\n", "**a\n  • b**\n**a\n" B U "b**" E "\n");
+    check("**a\n> b**\n\n**a\n---\nb**", "**a\n│ " D "b**" E "\n\n**a\n" D "---" E "\nb**");
+    same("**a\n| b** |\n");
+}
+
 static void test_stars_that_are_no_emphasis(void **state) {
     (void)state;
     same("2 * 3 * 4 = 24");
     same("2*3*4");
     same("snake_case_name and _x");
     same("a ** b ** c");
-    same("**never closed\nand the next line**");
+    same("**never closed\n\nand the next paragraph**");
     same("*");
     same("**");
     same("*a\n*b\n");
@@ -157,6 +166,21 @@ static void test_tables(void **state) {
     same("| a | b |\n|---|---|\n| wide wide wide wide wide wide wide wide wide | wide wide wide wide wide wide wide wide wide |\n");
 }
 
+/* The head of a table without outer bars is put out as a line, and the table takes its place. */
+static void test_tables_without_outer_bars(void **state) {
+    (void)state;
+    check("a | long\n--- | --:\n**x** | 1\n| 日 | 22 |\n\nend | x",
+          "a | long\r\033[K" B "a" E "  │ " B "long" E "\n───┼─────\n" B "x" E "  │    1\n日 │   22\n\nend | x");
+    check("text\na | b\n- | -", "text\na | b\r\033[K" B "a" E " │ " B "b" E "\n──┼──");
+    check("a | b\n|-|-|\nx\n- y | z", "a | b\r\033[K" B "a" E " │ " B "b" E "\n──┼──\nx\n  • y | z");
+    check("_a | b\n-|-\n", "_a | b\r\033[K" B "_a" E " │ " B "b" E "\n───┼──\n");
+    check("a | b\n---\n", "a | b\n" D "---" E "\n");
+    check("- a | b\n--- | ---\n", "  • a | b\n--- | ---\n");
+    same("a | b | c\n--- | ---\n");
+    same("a | b\n--- x | ---\n");
+    same("a wide wide wide wide wide wide wide wide | wide wide wide wide wide wide wide wide b\n-|-\n");
+}
+
 static void test_that_little_is_held(void **state) {
     (void)state;
     Markdown m = {.columns = 80};
@@ -176,7 +200,7 @@ static void test_that_little_is_held(void **state) {
 /* Texts of marks at random: no piece changes what comes out. */
 static void test_any_cut(void **state) {
     static const char *const parts[] = {"*", "**", "_", "`", "```", "~~", "[", "](", ")", "|", "|-|", "\n", "\n", " ", "a", "b c", "# ", "- ", "\\",
-                                        "!", "1. ", "> ", "日", "---", ":"};
+                                        "!", "1. ", "> ", "日", "---", ":", "a | b\n", "-|-"};
     (void)state;
     srand(1);
     for (int i = 0; i < 3000; i++) {
@@ -196,9 +220,11 @@ static void test_any_cut(void **state) {
 int main(void) {
     setlocale(LC_CTYPE, "C.UTF-8");
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_plain_text), cmocka_unit_test(test_emphasis), cmocka_unit_test(test_stars_that_are_no_emphasis),
+        cmocka_unit_test(test_plain_text), cmocka_unit_test(test_emphasis), cmocka_unit_test(test_marks_over_the_end_of_a_line),
+        cmocka_unit_test(test_stars_that_are_no_emphasis),
         cmocka_unit_test(test_code), cmocka_unit_test(test_code_blocks), cmocka_unit_test(test_headings), cmocka_unit_test(test_lists),
-        cmocka_unit_test(test_quotes_and_links), cmocka_unit_test(test_tables), cmocka_unit_test(test_that_little_is_held),
+        cmocka_unit_test(test_quotes_and_links), cmocka_unit_test(test_tables),
+        cmocka_unit_test(test_tables_without_outer_bars), cmocka_unit_test(test_that_little_is_held),
         cmocka_unit_test(test_any_cut),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -84,7 +84,7 @@ def test_stdin_is_the_picture(option, name, tmp_path):
     got = answer(*EXACT, '--temp', 0, '-n', 4, option, '-', '--save', tmp_path / 'talk', 'What?', stdin=data)
     assert got == answer(*EXACT, '--temp', 0, '-n', 4, option, IMAGES / name, 'What?')
     url = read_json(tmp_path / 'talk')['messages'][0]['content'][0]['image_url' if option == '-i' else 'video_url']['url']
-    assert base64.b64decode(url.removeprefix('data:;base64,'), validate=True) == data
+    assert base64.b64decode(url.removeprefix('data:;name=stdin;base64,'), validate=True) == data
     assert 'one file, not two' in complaint(1, *EXACT, '-i', '-', option, '-', 'What?', stdin=data)
 
 

@@ -413,6 +413,7 @@ def test_set_changes(chat, puppet, line, name, value):
 @pytest.mark.parametrize('line, message', [
     ('temperature -1', 'temperature -1: not a number from 0 to 100'), ('temperature 101', 'temperature 101: not a number from 0 to 100'),
     ('temperature nan', 'temperature nan: not a number from 0 to 100'), ('temperature x', 'temperature x: not a number from 0 to 100'),
+    ('temperature 0x1', 'temperature 0x1: not a number from 0 to 100'),
     ('temperature 1 2', 'temperature 1 2: not a number from 0 to 100'), ('top-p 1.1', 'top-p 1.1: not a number from 0 to 1'),
     ('top-k 1.5', 'top-k 1.5: not a whole number from 0 to 16777216'), ('min_p 2', 'min-p 2: not a number from 0 to 1'),
     ('repeat-penalty 0', 'repeat-penalty 0: not a number from 0.01 to 100'), ('seed x', 'seed x: not a whole number'),

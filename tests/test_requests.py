@@ -120,16 +120,20 @@ def test_tools_in_other_shapes(tmp_path):
 
 
 def test_a_picture_in_a_result_is_seen(odd):
-    """In the place that the template gives it, and in MCP's spelling too."""
+    """In the place that the template gives it, and in MCP's and Anthropic's spelling too."""
     pixel = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=='
     call = {'role': 'assistant', 'tool_calls': [{'id': '1', 'function': {'name': 'shot', 'arguments': '{}'}}]}
-    parts = [{'type': 'image_url', 'image_url': {'url': 'data:image/png;base64,' + pixel}}, {'type': 'image', 'data': pixel, 'mimeType': 'image/png'}]
+    parts = [{'type': 'image_url', 'image_url': {'url': 'data:image/png;base64,' + pixel}}, {'type': 'image', 'data': pixel, 'mimeType': 'image/png'},
+             {'type': 'image', 'source': {'type': 'base64', 'media_type': 'image/png', 'data': pixel}},
+             {'type': 'image', 'source': {'type': 'url', 'url': 'data:image/png;base64,' + pixel}}]
     for part in parts:
         text = render({'messages': [HI, call, {'role': 'tool', 'tool_call_id': '1', 'content': [{'type': 'text', 'text': 'done'}, part]}]}, model=odd)
         assert re.search(r'value:<[|]"[|]>done<[|]"[|]>}<tool_response[|]><[|]image>(<[|]image[|]>)+<image[|]>$', text)
     bad = {'type': 'image', 'data': 'x', 'mimeType': 'image/png'}
     error, = jsonl(odd, ask([HI, call, {'role': 'tool', 'tool_call_id': '1', 'content': [bad]}]), status=1)
     assert error['error']['message'].startswith('messages[2].content[0]: ')
+    stored = {'type': 'image', 'source': {'type': 'file', 'file_id': 'x'}}
+    assert 'names no file' in complaint(1, 'render', '-m', odd, stdin=json.dumps({'messages': [{'role': 'user', 'content': [stored]}]}))
 
 
 @pytest.mark.parametrize('message, want', [

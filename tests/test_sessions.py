@@ -11,7 +11,7 @@ import subprocess
 
 import pytest
 
-from conftest import EMULATED, FIXTURES, complaint, read_json, run
+from conftest import EMULATED, FIXTURES, complaint, read_json, run, write_json
 from test_repl import IMAGES, LOOK, Chat, chat  # noqa: F401 (a fixture)
 
 QUESTION = 'The old man who counts them writes the number in a book with a blue cover.'
@@ -514,6 +514,17 @@ def test_save_for_a_reader_who_leaves(start, chatterbox, tmp_path):
     p.stdout.close()
     assert p.wait(180) == 141
     assert read_json(tmp_path / 'a')['messages'][1]['content'].count('The command is one') > 50
+
+
+def test_broken_arguments_of_a_saved_conversation(chat, odd, tmp_path):
+    """They are said once, when the file is read, and not with every answer."""
+    call = {'id': '1', 'type': 'function', 'function': {'name': 'f', 'arguments': '{city:'}}
+    file = write_json(tmp_path / 'talk', {'messages': [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'tool_calls': [call]}]})
+    says = 'messages[1].tool_calls[0].function.arguments: no JSON object'
+    assert run('-m', odd, '-n', 1, '--load', file, '--save', tmp_path / 'new', 'and?').stderr.decode().count(says) == 1
+    c = chat(odd, '-n', 1)
+    assert says in c.say('/load %s' % file)
+    assert says not in c.say('and?')
 
 
 def test_tools_of_a_saved_conversation(chat, odd, tmp_path):

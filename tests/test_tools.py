@@ -306,6 +306,19 @@ def test_tools_without_an_executable(caller, tools, tmp_path):
     assert 'warning: --run-tools %s: no executable for the tool add\n' % (tmp_path / 'bin') in done.stderr.decode()
 
 
+def test_tools_of_a_file_are_run(caller, tmp_path, folder):
+    """--load may bring what --run-tools runs; lines say what cannot be run."""
+    talk = write_json(tmp_path / 'talk', {'messages': [], 'tools': [ADD]})
+    call = ('-m', caller, '--load', talk, '--yes', 'hello', '--run-tools')
+    done = run(*call, folder)
+    assert (done.returncode, done.stdout.decode(), done.stderr) == (0, DONE + '\n', b'[add {"x":1}]\n')
+    assert read_json(tmp_path / 'given') == {'x': 1}
+    (folder / 'add').unlink()
+    assert 'warning: --run-tools %s: no executable for the tool add\n' % folder in run(*call, folder).stderr.decode()
+    write_json(talk, {'messages': []})
+    assert b'warning: --run-tools has no effect: the conversation has no tools\n' in run(*call, folder).stderr
+
+
 @pytest.mark.parametrize('options', [('--run-tools', '.'), ('--yes',), ('--tools', 'x', '--raw', '-p', 'x'), ('--stream', 'x'), ('--think-tokens', 'x')])
 def test_wrong_usage(caller, options):
     complaint(2, '-m', caller, *options)
