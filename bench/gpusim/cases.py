@@ -8,9 +8,10 @@ import ctypes, random, re, struct
 
 HIDDEN, INNER, SIZE, EXPERTS, TOP, HEADS, VOCAB, WINDOW, EPS = 2816, 2112, 704, 128, 8, 16, 262144, 1024, 1e-6
 LAYERS = {'sliding': 25, 'global': 5}
-BF16, FP8, NVFP4, INT4 = 2, 4, 5, 6             # DType; checked against safetensors.h below
-# The format of attention, of the dense MLP and of the experts.  mixed, fp8 and int4 have cases for decode alone.
-LAYOUTS = {'nvidia': (BF16, BF16, NVFP4), 'fp4': (NVFP4, NVFP4, NVFP4), 'mixed': (FP8, NVFP4, NVFP4), 'fp8': (FP8, FP8, FP8), 'int4': (INT4, INT4, INT4)}
+BF16, FP8, NVFP4, INT4, INT8 = 2, 4, 5, 6, 106  # DType (INT8: INT4's with 8 bits); checked against safetensors.h below
+BYTES = {BF16: 2, FP8: 1, NVFP4: .5, INT4: .5, INT8: 1}         # of a number
+# The format of attention, of the dense MLP and of the experts.  mixed, fp8, int4 and int8 have cases for decode alone.
+LAYOUTS = {'nvidia': (BF16, BF16, NVFP4), 'fp4': (NVFP4, NVFP4, NVFP4), 'mixed': (FP8, NVFP4, NVFP4), 'fp8': (FP8, FP8, FP8), 'int4': (INT4, INT4, INT4), 'int8': (INT8, INT8, INT8)}
 THREADS, WARPS, GEMM_SHARED, JOIN, CHUNK = 256, 8, 96 * 1024, 17, 2048
 JOINED_BY_BLOCK, JOINED_NUMBERS = 1024, 128     # attention.cu
 AHEAD = 24 << 10                                # stream.cu
@@ -82,7 +83,7 @@ class Memory:
 
     def ahead_of(self, w, blocks, n=AHEAD):
         """What bring_ahead (stream.cu) brings of w, n bytes of each block: [(address, bytes)]."""
-        share = w.rows * padded(w.cols) * {BF16: 4, FP8: 2, NVFP4: 1, INT4: 1}[w.dtype] // 2 // 128 // blocks * 128
+        share = int(w.rows * padded(w.cols) * BYTES[w.dtype + 100 * (w.dtype == INT4 and w.bits == 8)]) // 128 // blocks * 128
         return [(w.data + share * b, min(n // 128 * 128, share)) for b in range(blocks)]
     # What the launch brings for a later one; what an earlier one has brought into the L2 for it.
     def brings(self, regions): self.needed += len(lines(regions) - lines(self.ahead)) * 128
@@ -118,11 +119,11 @@ class Model:
 
     def weight(self, m, dtype, rows, cols, read=None):
         """read: the share of it that the launch must read (its layer may have more than the kernel needs)."""
-        n = rows * padded(cols) * {BF16: 4, FP8: 2, NVFP4: 1, INT4: 1}[dtype] // 2
-        scales = {BF16: 0, FP8: 4 * rows, NVFP4: n // 8, INT4: 16 * rows * ceil(cols, 256)}[dtype]      # as in product.h
+        n = int(rows * padded(cols) * BYTES[dtype])
+        scales = {BF16: 0, FP8: 4 * rows, NVFP4: n // 8, INT4: 16 * rows * ceil(cols, 256), INT8: 16 * rows * ceil(cols, 128)}[dtype]      # as in product.h
         m.needed += int((n + scales) * (read or 0))
-        return self.Weight(dtype=dtype, rows=rows, cols=cols, data=m.cold(n), block_scale=m.cold(scales) if scales else 0, scale=1,
-                           scale_dtype=BF16, bits=4, scale_cols=32 if dtype == INT4 else cols)
+        return self.Weight(dtype=dtype % 100, rows=rows, cols=cols, data=m.cold(n), block_scale=m.cold(scales) if scales else 0, scale=1,
+                           scale_dtype=0 if dtype == INT8 else BF16, bits=8 if dtype == INT8 else 4, scale_cols=32 if dtype in (INT4, INT8) else cols)
 
     def layer(self, m, kind, *read, used=TOP):
         """A layer; `read` names the matrices that the launch reads once; `used`: so many experts of them."""
