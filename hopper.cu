@@ -147,102 +147,81 @@ __device__ static inline int row_of_line(const Unit &u, int line) {
     return u.row + (u.up.data ? line / 16 * 8 + line % 8 : line);
 }
 
+/* So many rows behind u.row is the row of that line, or the matrix's last row if it has no such. */
+__device__ static inline uint32_t rows_ahead(const Unit &u, int line) {
+    return min(row_of_line(u, line), u.w.rows - 1) - u.row;
+}
+
 /* Whether line `line` is a row of up, not of w. */
 __device__ static inline bool is_up(const Unit &u, int line) { return u.up.data && line / 8 % 2; }
 
-/* ---- the producer: warps 0 and 1 bring the tokens, 2 and 3 the weights ----
+/* ---- the producer ----
  *
- * Each of the four waits until the next stage is empty, begins its copies and arrives at `full`
- * when they have ended. */
-
-/* Brings the unit's tokens, one stage for each 64 columns of each part.  Eight lanes bring a
- * token's 128 bytes: piece c of 16 bytes of row r goes to piece c ^ (r % 8), the swizzle of wgmma.
- * parts: the BF16 numbers that make one of y's; the smallest come first.
- * Rows behind the tile's last token keep garbage, as do weights behind the matrix's last row
- * (bring_weights).  A sum depends only on its own token and its own row, and nobody reads the
- * sums of the garbage. */
-template <int N, class S>
-__device__ static inline void bring_tokens(const Product &p, const Unit &u, int parts, int warp,
-                                           Ring &ring) {
-    const int lane = threadIdx.x % 32, r = 4 * warp + lane / 8, c = lane % 8;
-    const uint32_t bytes = padded(u.w.cols) * 2;
-    uint32_t from[N / 8];               /* bytes: hopper_product declines where 32 bits are few */
-#pragma unroll
-    for (int k = 0; k < N / 8; k++) {
-        int place = u.tile.first + min(8 * k + r, u.tile.count - 1);
-        from[k] = (uint32_t)(p.list ? p.list[place] / p.top_k : place) * bytes + c * 16;
-    }
-    for (int part = parts - 1; part >= 0; part--) {
-        const uint8_t *column = (const uint8_t *)p.y + (size_t)part * p.n * bytes;
-        for (const uint8_t *end = column + bytes; column < end; column += 128) {
-            ptx_mbarrier_wait(ring.empty + ring.at, ring.parity ^ 1);
-            uint8_t *to = ring.stage + ring.at * S::stage + r * 128 + (c ^ r) * 16;
-#pragma unroll
-            for (int k = 0; k < N / 8; k++)
-                if (8 * k < u.tile.count) ptx_cp_async16(to + 1024 * k, column + from[k]);
-            ptx_mbarrier_arrive_copies(ring.full + ring.at);
-            next_stage<S::stages>(ring);
-        }
-    }
-}
+ * All of its 128 threads wait until the next stage is empty, begin their copies of it, and arrive
+ * at `full` when these have ended.  Copies have no conditions: behind a tile's last token that one
+ * is repeated, and behind a matrix's last row that row.  Nobody reads the sums of either.  (With a
+ * condition for each copy ptxas computes an address only when the copy before has read its own.) */
 
 /* Brings the block scales of 256 columns, from step `step` on (a step is 64 columns), to the slot
- * `to` [lines][16]: four lanes bring a line's 16 bytes. */
+ * `to` [lines][16]: four threads bring a line's 16 bytes. */
 template <class S>
-__device__ static inline void bring_scales(const Unit &u, int step, int n_steps, int warp,
-                                           uint8_t *to) {
-    const int lane = threadIdx.x % 32, word = lane % 4, line = 8 * warp + lane / 4;
-    const int row = row_of_line(u, line), rows = row_of_line(u, line + 16) - row;
+__device__ static inline void bring_scales(const Unit &u, int step, int n_steps, uint8_t *to) {
+    const int thread = threadIdx.x % GROUP, word = thread % 4, line = thread / 4;
     const uint32_t bytes = row_bytes(u.w) / 8;
     const uint8_t *from = is_up(u, line) ? u.up.block_scale : u.w.block_scale;
-    from += row * (size_t)bytes + (step + word) * 4;
+    from += u.row * (size_t)bytes + (step + word) * 4;
     to += line * 16 + word * 4;
     if (step + word >= n_steps) return;
-#pragma unroll 8
-    for (int k = 0; k < S::rows / 16; k++)
-        if (row + k * rows < u.w.rows)
-            ptx_cp_async4(to + 256 * k, from + (size_t)(uint32_t)(k * rows) * bytes);
+#pragma unroll
+    for (int k = 0; k < S::rows / 32; k++)
+        ptx_cp_async4(to + 512 * k, from + rows_ahead(u, line + 32 * k) * bytes);
 }
 
-/* Brings the unit's weights, one stage for each 64 columns, once for every part of the tokens'
- * numbers.  Two lanes bring a line's 32 bytes of NVFP4.  Eight lanes bring a line's 128 bytes of
- * BF16, swizzled as in bring_tokens. */
-template <bool PACKED, class S>
-__device__ static inline void bring_weights(const Unit &u, int parts, int warp, Ring &ring) {
-    const int per_row = row_pitch(PACKED) / 16, lines = 2 * 32 / per_row, lane = threadIdx.x % 32;
-    const int r = lines / 2 * warp + lane / per_row, c = lane % per_row;
-    const int n_steps = padded(u.w.cols) / COLUMNS;
-    const uint32_t bytes = row_bytes(u.w);
-    /* The rows and addresses of this thread's first two copies.  Copy k is of the line `lines` * k
-     * behind copy 0: copies k and k + 2 are `rows` rows of the same matrix apart. */
-    int row[2];
-    const uint8_t *first[2];
+/* Brings the unit's first N tokens and its weights, one stage for each 64 columns of each part.
+ * Eight threads bring a token's 128 bytes: piece c of 16 bytes of row r goes to piece c ^ (r % 8),
+ * the swizzle of wgmma.  Eight threads bring a line's 128 bytes of BF16 in the same way, and two
+ * bring its 32 bytes of NVFP4.  All of a thread's lines are of w, or all of up: they are a multiple
+ * of 16 apart.
+ * parts: the BF16 numbers that make one of y's; the smallest come first. */
+template <int N, bool PACKED, class S>
+__device__ static inline void bring_unit(const Product &p, const Unit &u, int parts, Ring &ring) {
+    const int thread = threadIdx.x % GROUP, token = thread / 8, c = thread % 8;
+    const int per_line = row_pitch(PACKED) / 16, line = thread / per_line, d = thread % per_line;
+    const int lines = GROUP / per_line, n_steps = padded(u.w.cols) / COLUMNS;
+    const uint32_t bytes = padded(u.w.cols) * 2, w_bytes = row_bytes(u.w);
+    /* Where this thread's copies begin, in bytes behind the first token and behind row u.row:
+     * hopper_product declines where 32 bits are few. */
+    uint32_t from[N / 16], w_from[S::rows / lines];
 #pragma unroll
-    for (int j = 0; j < 2; j++) {
-        const int line = lines * j + r;
-        row[j] = row_of_line(u, line);
-        first[j] = (is_up(u, line) ? u.up.data : u.w.data) + row[j] * (size_t)bytes + c * 16;
+    for (int k = 0; k < N / 16; k++) {
+        int place = u.tile.first + min(16 * k + token, u.tile.count - 1);
+        from[k] = (uint32_t)(p.list ? p.list[place] / p.top_k : place) * bytes + c * 16;
     }
-    const uint32_t rows = u.up.data ? lines : 2 * lines;
-    for (int part = 0; part < parts; part++) {
-        const uint8_t *from[2] = {first[0], first[1]};
+#pragma unroll
+    for (int k = 0; k < S::rows / lines; k++)
+        w_from[k] = rows_ahead(u, lines * k + line) * w_bytes + d * 16;
+    const uint8_t *first = is_up(u, line) ? u.up.data : u.w.data;
+    first += u.row * (size_t)w_bytes;
+    for (int part = parts - 1; part >= 0; part--) {
+        const uint8_t *column = (const uint8_t *)p.y + (size_t)part * p.n * bytes, *w = first;
         for (int step = 0; step < n_steps; step++) {
             ptx_mbarrier_wait(ring.empty + ring.at, ring.parity ^ 1);
-            uint8_t *to = ring.stage + ring.at * S::stage + S::tokens;
-            to += r * row_pitch(PACKED) + (PACKED ? c : c ^ r) * 16;
+            uint8_t *to = ring.stage + ring.at * S::stage, *w_to = to + S::tokens;
+            to += token * 128 + (c ^ token % 8) * 16;
+            w_to += line * row_pitch(PACKED) + (PACKED ? d : d ^ line % 8) * 16;
+#pragma unroll
+            for (int k = 0; k < N / 16; k++) ptx_cp_async16(to + 2048 * k, column + from[k]);
 #pragma unroll
             for (int k = 0; k < S::rows / lines; k++)
-                if (row[k % 2] + k / 2 * (int)rows < u.w.rows)
-                    ptx_cp_async16(to + lines * k * row_pitch(PACKED),
-                                   from[k % 2] + (size_t)(k / 2 * rows) * bytes);
-            from[0] += per_row * 16;
-            from[1] += per_row * 16;
+                ptx_cp_async16(w_to + lines * k * row_pitch(PACKED), w + w_from[k]);
             if (PACKED && step % 4 == 0) {
-                bring_scales<S>(u, step, n_steps, warp, ring.scales + ring.scales_at * S::scales);
+                bring_scales<S>(u, step, n_steps, ring.scales + ring.scales_at * S::scales);
                 next_scales<S::stages>(ring);
             }
             ptx_mbarrier_arrive_copies(ring.full + ring.at);
             next_stage<S::stages>(ring);
+            column += 128;
+            w += row_pitch(PACKED);
         }
     }
 }
@@ -415,14 +394,14 @@ __global__ static void __launch_bounds__(BLOCK, 1)
     Ring ring = ring_in<S>(shared);
     ptx_grid_wait();
     __syncthreads();
-    const int warp = threadIdx.x % GROUP / 32, group = threadIdx.x / GROUP;
+    const int group = threadIdx.x / GROUP;
     auto units = [&] { return row_tiles * (p.tile ? *p.n_tiles : token_tiles); };
     if (group == GROUPS) {
         ptx_fewer_registers<BRING_REGISTERS>();
         for (int i = blockIdx.x, n = units(); i < n; i += gridDim.x) {
             const Unit u = unit_at<MR, N>(p, i, row_tiles, token_tiles);
-            if (warp < 2) bring_tokens<N, S>(p, u, parts, warp, ring);
-            else bring_weights<PACKED, S>(u, parts, warp - 2, ring);
+            if (u.tile.count > N / 2) bring_unit<N, PACKED, S>(p, u, parts, ring);
+            else bring_unit<N / 2, PACKED, S>(p, u, parts, ring);
         }
         ptx_cp_async_commit();
         ptx_cp_async_wait<0>();         /* a thread must not end before its copies have */
@@ -448,10 +427,9 @@ typedef struct {
     Kernel *kernel;
 } Variant;
 
-/* A large tile has twice the products of a small one.  Its cost is a guess: it lies between the
- * ratio of the bytes that the two bring (of NVFP4 24.6 KB a stage to 20.5, of BF16 48 to 32) and
- * 2, the ratio of their products.  To tune it, time both tiles with bench/gpu_bench.py kernels on
- * an H100. */
+/* A large tile has twice the products of a small one.  Its cost is about what bench/gpusim predicts
+ * for an H200: 1.65 times the time of a small tile of NVFP4, 1.74 times that of BF16.  To tune it,
+ * time both tiles with bench/gpu_bench.py kernels on an H100. */
 #define VARIANT(mr, n, packed, cost) \
     {GROUPS * 64 * mr, n, packed, Shape<mr, n, packed>::bytes, cost, hopper_kernel<mr, n, packed>}
 static const Variant variant[] = {
@@ -473,8 +451,10 @@ int hopper_knows(const Weight &w, const Weight &up) {
     return (w.dtype == DT_BF16 || w.dtype == DT_U8) && (!up.data || up.dtype == w.dtype);
 }
 
-/* A product of experts is never declined, as the tiles have been cut for this file already: see
- * hopper_experts in launch.cu. */
+/* Declines a product whose units are for less than half of the multiprocessors: nvfp4.cu shares
+ * such a product's columns between blocks.  (bench/gpusim predicts for the router of 2048 tokens,
+ * which has 16 units, 58 us here and 13 there.)  A product of experts is never declined, as the
+ * tiles have been cut for this file already: see hopper_experts in launch.cu. */
 int hopper_product(const Product &p, const Weight &w, const Weight &up, int parts, int tiles,
                    cudaStream_t stream) {
     if (!hopper_knows(w, up) || p.softcap > 0 || p.more[0].data) return 0;
@@ -495,6 +475,7 @@ int hopper_product(const Product &p, const Weight &w, const Weight &up, int part
         row_tiles = n_rows;
         token_tiles = n_tokens;
     }
+    if (!p.tile && 2 * units < multiprocessors) return 0;
     dim3 grid(units < multiprocessors ? units : multiprocessors);
     GPU_LAUNCH(best->kernel, grid, dim3(BLOCK), best->bytes, stream, p, parts, row_tiles,
                token_tiles);

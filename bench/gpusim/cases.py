@@ -8,13 +8,15 @@ import ctypes, random, re, struct
 
 HIDDEN, INNER, SIZE, EXPERTS, TOP, HEADS, VOCAB, WINDOW, EPS = 2816, 2112, 704, 128, 8, 16, 262144, 1024, 1e-6
 LAYERS = {'sliding': 25, 'global': 5}
-BF16, FP8, NVFP4, INT4 = 2, 4, 5, 6             # DType; checked against safetensors.h below
-# The format of attention, of the dense MLP and of the experts.  mixed, fp8 and int4 have cases for decode alone.
-LAYOUTS = {'nvidia': (BF16, BF16, NVFP4), 'fp4': (NVFP4, NVFP4, NVFP4), 'mixed': (FP8, NVFP4, NVFP4), 'fp8': (FP8, FP8, FP8), 'int4': (INT4, INT4, INT4)}
+BF16, FP8, NVFP4, INT4, INT8 = 2, 4, 5, 6, 106  # DType (INT8: INT4's with 8 bits); checked against safetensors.h below
+BYTES = {BF16: 2, FP8: 1, NVFP4: .5, INT4: .5, INT8: 1}         # of a number
+# The format of attention, of the dense MLP and of the experts.  mixed, fp8, int4 and int8 have cases for decode alone.
+LAYOUTS = {'nvidia': (BF16, BF16, NVFP4), 'fp4': (NVFP4, NVFP4, NVFP4), 'mixed': (FP8, NVFP4, NVFP4), 'fp8': (FP8, FP8, FP8), 'int4': (INT4, INT4, INT4), 'int8': (INT8, INT8, INT8)}
 THREADS, WARPS, GEMM_SHARED, JOIN, CHUNK = 256, 8, 96 * 1024, 17, 2048
 JOINED_BY_BLOCK, JOINED_NUMBERS = 1024, 128     # attention.cu
 AHEAD = 24 << 10                                # stream.cu
 STREAM_WARPS, DEEP, SHALLOW = 12, 5, 3         # stream.cu
+HOPPER = [(1, 128, 1, 1), (2, 128, 1, 1.6), (1, 128, 0, 1), (1, 256, 0, 1.75)]      # hopper.cu, variant: MR, N, packed, cost
 
 
 def ceil(a, b): return -(-a // b)
@@ -35,7 +37,7 @@ SCALAR = {'int': ctypes.c_int32, 'DType': ctypes.c_int32, 'unsigned': ctypes.c_u
 
 def read_structs(folder):
     found = dict(SCALAR)
-    for f in ('ops.h', 'product.h', 'step.cu', 'residual.cu', 'stream.cu', 'lora.cu', 'attention.cu', 'few.cu', 'top.cu', 'head.cu'):
+    for f in ('ops.h', 'product.h', 'step.cu', 'residual.cu', 'stream.cu', 'lora.cu', 'attention.cu', 'few.cu', 'top.cu', 'head.cu', 'fp4.h'):
         text = re.sub(r'/\*.*?\*/', '', open('%s/%s' % (folder, f)).read(), flags=re.S)
         for body, name in re.findall(r'typedef struct(?: \w+)? \{([^{}]*)\} (\w+);', text):
             fields = []
@@ -81,7 +83,7 @@ class Memory:
 
     def ahead_of(self, w, blocks, n=AHEAD):
         """What bring_ahead (stream.cu) brings of w, n bytes of each block: [(address, bytes)]."""
-        share = w.rows * padded(w.cols) * {BF16: 4, FP8: 2, NVFP4: 1, INT4: 1}[w.dtype] // 2 // 128 // blocks * 128
+        share = int(w.rows * padded(w.cols) * BYTES[w.dtype + 100 * (w.dtype == INT4 and w.bits == 8)]) // 128 // blocks * 128
         return [(w.data + share * b, min(n // 128 * 128, share)) for b in range(blocks)]
     # What the launch brings for a later one; what an earlier one has brought into the L2 for it.
     def brings(self, regions): self.needed += len(lines(regions) - lines(self.ahead)) * 128
@@ -94,8 +96,9 @@ def lines(regions): return {at // 128 for a, n in regions for at in range(a, a +
 class Launch:
     """kernel: a regular expression for the mangled name.  per: how often in a step, by step name.  needed: bytes that must come from DRAM.
     reuse: how many blocks read each of them, all but the first one from the L2.
-    early: it may begin before the kernel ahead has ended, as both have room on a multiprocessor."""
-    reuse, early = 1, True
+    early: it may begin before the kernel ahead has ended, as both have room on a multiprocessor.
+    in_tiles: many blocks read the same weights, so what all read is not what a sample reads.  suffix: of the architecture, 'a' for hopper.o and fp4.o."""
+    reuse, early, in_tiles, suffix = 1, True, False, ''
     def __init__(self, name, kernel, grid, block, shared, arguments, memory, sample=12, flop=0, **per):
         self.name, self.kernel, self.grid, self.block, self.shared, self.arguments = name, kernel, grid, block, shared, arguments
         self.memory, self.sample, self.flop, self.needed, self.per = memory, sample, flop, memory.needed, per
@@ -108,6 +111,7 @@ class Model:
         self.t, self.gpu, self.context, self.of_attend = types, gpu, context, {}
         self.dense, self.mlp, self.expert = LAYOUTS[layout]         # dense: of attention
         self.every_kind = not {self.dense, self.mlp, self.expert} <= {BF16, NVFP4}
+        self.wgmma = self.fp4_activations = False      # hopper.cu or fp4.cu multiplies more than 16 tokens
         self.blocks, self.limit = 2 * gpu['sms'], gpu['shared_limit'] - 1024
         self.depth = DEEP if self.limit > 160 * 1024 else SHALLOW
         self.ring = STREAM_WARPS * self.depth * (1184 if self.every_kind else 1152)
@@ -115,11 +119,11 @@ class Model:
 
     def weight(self, m, dtype, rows, cols, read=None):
         """read: the share of it that the launch must read (its layer may have more than the kernel needs)."""
-        n = rows * padded(cols) * {BF16: 4, FP8: 2, NVFP4: 1, INT4: 1}[dtype] // 2
-        scales = {BF16: 0, FP8: 4 * rows, NVFP4: n // 8, INT4: 16 * rows * ceil(cols, 256)}[dtype]      # as in product.h
+        n = int(rows * padded(cols) * BYTES[dtype])
+        scales = {BF16: 0, FP8: 4 * rows, NVFP4: n // 8, INT4: 16 * rows * ceil(cols, 256), INT8: 16 * rows * ceil(cols, 128)}[dtype]      # as in product.h
         m.needed += int((n + scales) * (read or 0))
-        return self.Weight(dtype=dtype, rows=rows, cols=cols, data=m.cold(n), block_scale=m.cold(scales) if scales else 0, scale=1,
-                           scale_dtype=BF16, bits=4, scale_cols=32 if dtype == INT4 else cols)
+        return self.Weight(dtype=dtype % 100, rows=rows, cols=cols, data=m.cold(n), block_scale=m.cold(scales) if scales else 0, scale=1,
+                           scale_dtype=0 if dtype == INT8 else BF16, bits=8 if dtype == INT8 else 4, scale_cols=32 if dtype in (INT4, INT8) else cols)
 
     def layer(self, m, kind, *read, used=TOP):
         """A layer; `read` names the matrices that the launch reads once; `used`: so many experts of them."""
@@ -304,7 +308,7 @@ class Model:
             out.insert(0, Launch('norm before head', '15few_norm_kernel8', (n, 1), 32 * STREAM_WARPS, 4 * HIDDEN, [('Residual', self.residual(m, l, 'attention', b'', n)), ('int', HIDDEN), ('int', 3),
                        ('VectorTo', to), ('VectorTo', self.VectorTo()), ('Router', self.Router()), ('Weight', next), ('int', self.gpu['l2_size'] // 8 // n)], m, sample=10 ** 6, **{s: per}))
         else:
-            out.append(self.product('head of %d' % n, w, None, n, 3, m, s, per, softcap=30))
+            out += self.product('head of %d' % n, w, None, n, 3, m, s, per, softcap=30)
         values = random.Random(1)
         logits = struct.pack('<%df' % VOCAB, *(values.gauss(0, 3) for _ in range(VOCAB)))
         for name, kernel in (('count', '12count_kernel'), ('collect', '14collect_kernel')):
@@ -419,15 +423,44 @@ class Model:
 
     # ---- several tokens ----
 
+    def special_product(self, name, w, up, n, parts, m, s, per, p, routed, flop):
+        """Of hopper.cu or fp4.cu (with what rounds the activations): what hopper_product or fp4_gemm launches; [] if they do not take it."""
+        take_fp4 = self.fp4_activations and w.dtype == NVFP4
+        if n <= 16 or not (take_fp4 or self.wgmma and w.dtype in (BF16, NVFP4)) or p.softcap: return []
+        out, sms, width = [], self.gpu['sms'], padded(w.cols)
+        if take_fp4:
+            tokens = 32 * routed[0] if routed else 32 if n <= 64 else 64 if n <= 256 else 128
+            tiles = routed[1] if routed else ceil(n, tokens)
+            y = self.Fp4Rows(data=m.warm(n * width // 2), scale=m.warm(n * width // 16), factor=m.warm(4 * n))
+            out.append(Launch('FP4: ' + name, '15quantise_kernel', (ceil(n, WARPS),), THREADS, 0, [('pointer', m.warm(2 * n * width)), ('int', n), ('int', width), ('Fp4Rows', y)], Memory(), sample=4, **{s: per}))
+            out.append(Launch(name, '10fp4_kernelILi%dE' % (tokens // 32), (ceil(w.rows, 64 if up else 128), tiles), THREADS, 0, [('Product', p), ('Fp4Rows', y)], m, sample=4, flop=flop, **{s: per}))
+        else:
+            best = None
+            for mr, tokens, packed, cost in HOPPER:
+                if packed != (w.dtype == NVFP4) or routed and tokens != 128: continue
+                rows, tiles = ceil(w.rows, 64 * mr if up else 128 * mr), routed[1] if routed else ceil(n, tokens)
+                cost *= ceil(rows * tiles, sms)
+                if not best or cost < best[0]: best = cost, mr, tokens, packed, rows, tiles
+            _, mr, tokens, packed, rows, tiles = best
+            if not routed and 2 * rows * tiles < sms: return []
+            each, fixed = tokens * 128 + 128 * mr * (32 + 16 if packed else 128) + 16, 1024 + 2 * 32 * 68 * 4
+            shared = fixed + min(8, (227 * 1024 - fixed) // each) * each
+            out.append(Launch(name, '13hopper_kernelILi%dELi%dELb%dE' % (mr, tokens, packed), (min(rows * tiles, sms),), 384, shared, [('Product', p), ('int', parts), ('int', rows), ('int', tiles)], m, sample=4, flop=flop, **{s: per}))
+        for launch in out: launch.suffix = 'a'
+        out[-1].in_tiles, out[-1].reuse = True, tiles
+        return out
+
     def product(self, name, w, up, n, parts, m, s, per, softcap=0, routed=None, more=()):
-        """dense and gemm in launch.cu.  routed: (mt, tiles, their bytes, list or None): w and up are tables of experts.  more: further matrices."""
+        """dense and gemm in launch.cu.  routed: (mt, tiles, their bytes, list or None): w and up are tables of experts.  more: further matrices.  -> [launches]"""
         row_tiles = sum(ceil(x.rows, 64 if up else 128) for x in (w, *more))
         sms, columns = self.gpu['sms'], w.cols
-        if routed: mt, n_tiles, tile_list, places = routed
+        if routed:
+            mt, n_tiles, tile_list, places = routed
+            reuse = len(tile_list) // 12 / len({e for e, _, _ in struct.iter_unpack('<iii', tile_list)})       # tiles of an expert
         else:
             cost = lambda mt: ceil(row_tiles * ceil(n, 32 * mt), sms) * (2 * mt + 1)
             mt = 1 if n <= 32 or n <= 64 and 8 * row_tiles < sms else 2 if n <= 64 or parts > 1 else min((4, 3, 2), key=cost)
-            n_tiles = ceil(n, 32 * mt)
+            reuse = n_tiles = ceil(n, 32 * mt)
         all_rows = sum(x.rows for x in (w, *more))
         fit = (2 * sms if mt == 1 else sms) // (row_tiles * n_tiles)
         steps = each = padded(columns) // 64
@@ -444,12 +477,15 @@ class Model:
             p.w = w
             if up: p.up = up
             for i, x in enumerate(more): p.more[i] = x
-        flop = 2 * n * all_rows * w.cols * (2 if up else 1)
+        flop = 2 * n * all_rows * w.cols * (2 if up else 1) * (TOP if up and routed else 1)
+        special = [] if more else self.special_product(name, w, up, n, parts, m, s, per, p, routed, flop)
+        if special and routed: special[-1].reuse = reuse
+        if special: return special
         size = stage_bytes(w.dtype, mt, parts)
         kernel = 'gemm_kernelILi%dELi%dELi%dE' % (w.dtype == NVFP4, mt, parts)
         launch = Launch(name, kernel, (row_tiles, n_tiles, shares), THREADS, min(4, GEMM_SHARED // size) * size, [('Product', p)], m, sample=4 if routed or shares > 1 else 2, flop=flop, **{s: per})
-        launch.reuse = 1 if routed else n_tiles
-        return launch
+        launch.in_tiles, launch.reuse = True, reuse
+        return [launch]
 
 
     def several(self, n, s):
@@ -462,7 +498,7 @@ class Model:
         place = [0] * pairs
         for at, pair in enumerate(order): place[pair] = at
         used = sum(1 for e in by_expert if e)
-        mt = 4 if pairs // EXPERTS > 48 else 2 if pairs // EXPERTS > 12 else 1
+        mt = 4 if self.wgmma and n > 16 or pairs // EXPERTS > 48 else 2 if pairs // EXPERTS > 12 else 1
         each, tile_list, first = 32 * mt, b'', 0
         for e, of in enumerate(by_expert):
             for at in range(0, len(of), each): tile_list += struct.pack('<iii', e, first + at, min(each, len(of) - at))
@@ -480,18 +516,21 @@ class Model:
             m = Memory()
             q, k = self.weight(m, self.dense, HEADS * hd, HIDDEN, 1), self.weight(m, self.dense, kv * hd, HIDDEN, 1)
             v = k if kind == 'global' else self.weight(m, self.dense, kv * hd, HIDDEN, 1)
-            out.append(self.product('q, k, v ' + kind, q, None, n, 1, m, s, per, more=(k, v)))
+            if n > 16 and (self.wgmma or self.fp4_activations and self.dense == NVFP4):
+                for letter, w in ('q', q), ('k', k), ('v', v):
+                    m = Memory(); out += self.product(letter + ' ' + kind, self.weight(m, self.dense, w.rows, HIDDEN, 1), None, n, 1, m, s, per)
+            else: out += self.product('q, k, v ' + kind, q, None, n, 1, m, s, per, more=(k, v))
             if n * HEADS // kv > 16: out.append(self.rope(kind, n, s, per))
             out += self.attend(kind, n, s, per)
             m = Memory()
             out.append(Launch('parts ' + kind, '12parts_kernel', (n, ceil(HEADS * hd, 4 * THREADS)), THREADS, 0, [('pointer', m.warm(4 * n * HEADS * hd)), ('int', HEADS * hd), ('int', HEADS * hd), ('int', HEADS * hd), ('int', 1),
                        ('pointer', m.warm(2 * n * HEADS * hd))], m, **{s: per}))
             m = Memory()
-            out.append(self.product('o ' + kind, self.weight(m, self.dense, HIDDEN, HEADS * hd, 1), None, n, 1, m, s, per))
+            out += self.product('o ' + kind, self.weight(m, self.dense, HIDDEN, HEADS * hd, 1), None, n, 1, m, s, per)
         norms('norms before mlp', 3, 'attention', 30, [1, 1, 3])
-        m = Memory(); out.append(self.product('gate, up', self.weight(m, self.dense, INNER, HIDDEN, 1), self.weight(m, self.dense, INNER, HIDDEN, 1), n, 1, m, s, 30))
-        m = Memory(); out.append(self.product('down', self.weight(m, self.dense, HIDDEN, INNER, 1), None, n, 1, m, s, 30))
-        m = Memory(); out.append(self.product('router', self.weight(m, BF16, EXPERTS, HIDDEN, 1), None, n, 3, m, s, 30))
+        m = Memory(); out += self.product('gate, up', self.weight(m, self.dense, INNER, HIDDEN, 1), self.weight(m, self.dense, INNER, HIDDEN, 1), n, 1, m, s, 30)
+        m = Memory(); out += self.product('down', self.weight(m, self.dense, HIDDEN, INNER, 1), None, n, 1, m, s, 30)
+        m = Memory(); out += self.product('router', self.weight(m, BF16, EXPERTS, HIDDEN, 1), None, n, 3, m, s, 30)
         m = Memory(); out.append(Launch('route', '12route_kernel', (ceil(n, WARPS),), THREADS, 0, [('int', n), ('int', EXPERTS), ('int', TOP), ('pointer', m.warm(4 * n * EXPERTS)), ('pointer', m.cold(4 * EXPERTS)),
                                         ('pointer', m.warm(4 * pairs)), ('pointer', m.warm(4 * pairs))], m, **{s: 30}))
         m = Memory(); z = lambda k: ('pointer', m.zeros(4 * k))
@@ -499,8 +538,7 @@ class Model:
                           z(3 * max_tiles), z(1)], m, sample=10 ** 6, **{s: 30}))
         m = Memory(); w = self.Weight(dtype=NVFP4, rows=SIZE, cols=HIDDEN)
         self.table = [self.experts(m, SIZE, HIDDEN, 1, used), self.experts(m, SIZE, HIDDEN, 1, used)]
-        out.append(self.product('experts gate, up', w, w, n, 1, m, s, 30, routed=(mt, max_tiles, tile_list, ints(order))))
-        out[-1].flop *= TOP
+        out += self.product('experts gate, up', w, w, n, 1, m, s, 30, routed=(mt, max_tiles, tile_list, ints(order)))
         m = Memory(); self.table = [self.experts(m, HIDDEN, SIZE, 1, used)]
-        out.append(self.product('experts down', self.Weight(dtype=NVFP4, rows=HIDDEN, cols=SIZE), None, pairs, 1, m, s, 30, routed=(mt, max_tiles, tile_list, None)))
+        out += self.product('experts down', self.Weight(dtype=NVFP4, rows=HIDDEN, cols=SIZE), None, pairs, 1, m, s, 30, routed=(mt, max_tiles, tile_list, None))
         return out + self.head(s, 1)

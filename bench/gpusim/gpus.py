@@ -11,10 +11,10 @@ def _gpu(arch, sms, ghz, bandwidth, efficiency, **more):
 
 
 GPUS = {
-    'H100': _gpu('90', 132, 1.755, 3.35e12, .92, mma_interval=6.5, gap_us=.65, lead_us=8, shared_sm=228 << 10, shared_limit=232448, l1_bytes=256 << 10, l2_size=50 << 20, warps=64, blocks=32),
-    'H200': _gpu('90', 132, 1.98, 4.8e12, .97, mma_interval=6.5, gap_us=.65, lead_us=8, shared_sm=228 << 10, shared_limit=232448, l1_bytes=256 << 10, l2_size=50 << 20, warps=64, blocks=32),
-    '5090': _gpu('120', 170, 2.41, 1.792e12, .92, l1_latency=38, l2_latency=330, dram_latency=950, l2_bytes=24),
-    'GB10': _gpu('120', 48, 2.4, 273e9, .85, l1_latency=38, l2_latency=330, dram_latency=1000, l2_bytes=24, l2_size=24 << 20, mma_interval=16),
+    'H100': _gpu('90', 132, 1.755, 3.35e12, .92, mma_interval=6.5, wgmma_interval=4, gap_us=.65, lead_us=8, shared_sm=228 << 10, shared_limit=232448, l1_bytes=256 << 10, l2_size=50 << 20, warps=64, blocks=32),
+    'H200': _gpu('90', 132, 1.98, 4.8e12, .97, mma_interval=6.5, wgmma_interval=4, gap_us=.65, lead_us=8, shared_sm=228 << 10, shared_limit=232448, l1_bytes=256 << 10, l2_size=50 << 20, warps=64, blocks=32),
+    '5090': _gpu('120', 170, 2.41, 1.792e12, .92, l1_latency=38, l2_latency=330, dram_latency=950, l2_bytes=24, fp4_interval=16),
+    'GB10': _gpu('120', 48, 2.4, 273e9, .85, l1_latency=38, l2_latency=330, dram_latency=1000, l2_bytes=24, l2_size=24 << 20, mma_interval=16, fp4_interval=16),
     '4090': _gpu('80', 128, 2.52, 1.008e12, .92, l2_latency=290, dram_latency=700, l2_bytes=24, l2_size=72 << 20),
     '3090': _gpu('80', 82, 1.70, 936e9, .90, l1_latency=34, l2_latency=260, dram_latency=620, l2_bytes=24, l2_size=6 << 20, blocks=16),
 }

@@ -29,10 +29,10 @@ struct Ins {
     Operand o[10];
     bool m64, x, hi, u32_, wide, ex, left, s32, w, keep, s8, s16, divert, whole_warp, arrive, f32;
     double mma_time;
-    int cmp, join;
+    int cmp, join, columns;
 };
 #define CODES(X) X(NOP) X(ERRBAR) X(CCTL) X(CGAERRBAR) X(MEMBAR) X(FENCE) X(YIELD) X(PREEXIT) X(BMOV) X(ENDCOLLECTIVE) X(DEPBAR) X(LDGDEPBAR) X(ACQBULK) \
-    X(WARPSYNC) X(BSSY) X(BSYNC) X(BREAK) X(BRA) X(BRX) X(CALL) X(RET) X(EXIT) X(BAR) X(IADD3) X(VIADD) X(IADD) X(IMAD) X(IABS) X(IMNMX) X(VIMNMX) X(VIMNMX3) \
+    X(SYNCS) X(ARRIVES) X(WARPGROUP) X(HGMMA) X(USETMAXREG) X(WARPSYNC) X(BSSY) X(BSYNC) X(BREAK) X(BRA) X(BRX) X(CALL) X(RET) X(EXIT) X(BAR) X(IADD3) X(VIADD) X(IADD) X(IMAD) X(IABS) X(IMNMX) X(VIMNMX) X(VIMNMX3) \
     X(VIADDMNMX) X(LEA) X(LOP3) X(SHF) X(PRMT) X(SEL) X(FSEL) X(ISETP) X(FSETP) X(PLOP3) X(MOV) X(P2R) X(R2P) X(POPC) X(FLO) X(CS2R) X(S2R) X(FADD) X(FMUL) \
     X(FFMA) X(FMNMX) X(FCHK) X(MUFU) X(I2F) X(I2FP) X(F2I) X(F2F) X(F2FP) X(HADD2) X(HMUL2) X(HFMA2) X(HMMA) X(IMMA) X(QMMA) X(OMMA) X(LDG) X(LD) X(LDS) X(LDC) \
     X(LDSM) X(LDGSTS) X(LDL) X(STL) X(STG) X(ST) X(STS) X(ATOMG) X(ATOM) X(ATOMS) X(RED) X(REDG) X(SHFL) X(VOTE) X(R2UR) X(REDUX) X(IDP) X(DMUL) X(DADD) X(DFMA) \
@@ -70,6 +70,7 @@ static void prepare(Ins &p) {
     p.left = has(".L"); p.s32 = has(".S32") || has(".S64"); p.w = has(".W");
     p.keep = !has(".NA") && p.op.find("STRONG") == std::string::npos && !has(".BYPASS"); p.s8 = has(".S8"); p.s16 = has(".S16"); p.divert = has(".DIV") || has(".CONV"); p.whole_warp = has(".U");
     p.arrive = has(".ARV"); p.f32 = has(".F32"); p.mma_time = has(".1688") || (b == "IMMA" && has(".16816")) ? .5 : 1;
+    p.columns = 0; if (b == "HGMMA") p.columns = atoi(p.op.c_str() + p.op.find('x') + 1);      /* HGMMA.64x128x16: 128 */
     p.bytes = has(".128") || has(".MT88.4") || has(".M88.4") ? 16 : has(".64") ? 8 : has(".U8") || has(".S8") ? 1 : has(".U16") || has(".S16") ? 2 : 4;
     p.cmp = has(".EQ") || has(".EQU") ? 0 : has(".NE") || has(".NEU") ? 1 : has(".LT") || has(".LTU") ? 2 : has(".LE") || has(".LEU") ? 3 : has(".GT") || has(".GTU") ? 4 : 5;
     p.join = has(".XOR") ? 2 : has(".OR") ? 1 : 0;
@@ -80,7 +81,7 @@ static void prepare(Ins &p) {
 }
 
 /* ---- the GPU, the launch, memory ---- */
-#define CONSTANTS(X) X(alu_interval) X(bandwidth) X(block_start_us) X(branch) X(dram_latency) X(efficiency) X(fma_interval) X(ghz) X(half_interval) X(imad_interval) X(l1_bytes) X(l1_latency) X(l2_bytes) X(l2_latency) X(lead_us) X(mma_interval) X(mma_latency) X(mufu_interval) X(shared_latency) X(sms)
+#define CONSTANTS(X) X(fp4_interval) X(wgmma_interval) X(alu_interval) X(bandwidth) X(block_start_us) X(branch) X(dram_latency) X(efficiency) X(fma_interval) X(ghz) X(half_interval) X(imad_interval) X(l1_bytes) X(l1_latency) X(l2_bytes) X(l2_latency) X(lead_us) X(mma_interval) X(mma_latency) X(mufu_interval) X(shared_latency) X(sms)
 struct Gpu {                                    /* the constants of gpus.py */
 #define X(c) double c;
     CONSTANTS(X)
@@ -115,16 +116,17 @@ static u32 get(u64 a, int bytes) {
 static void put(u64 a, u32 v, int bytes) { if (uint8_t *p = real(a)) memcpy(p, &v, bytes); }
 
 struct Split { int pc; u32 mask; int wait; };   /* lanes that are at one place; wait: -1, or the barrier register (99: the block's) */
-struct Block { int id[3], arrived[16], left, first_warp; std::vector<uint8_t> shared; };
+struct Mbarrier { int count, missing, phase; i64 last, ended; };         /* arrivals of a phase, those still missing, phases that have ended; the last arrival, the end of the last phase */
+struct Block { int id[3], arrived[16], left, first_warp; std::vector<uint8_t> shared; std::map<u64, Mbarrier> mbarrier; };
 struct Warp {
     u32 R[513][32];                             /* 255, 511: zero; 512: thrown away */
     u32 P[16], B[17];                           /* predicates, a bit a lane; barrier registers */
     std::vector<Split> split;
     int cur, index, at_barrier, done;
     Block *block;
-    i64 next, score[6], first_mma, ready_group;
+    i64 next, score[6], first_mma, ready_group, copied;     /* copied: when all cp.async so far have ended */
     bool by_memory[6];
-    std::deque<i64> groups;
+    std::deque<i64> groups, mma_groups;         /* when each group of cp.async, of wgmma has ended */
     std::vector<u32> local;
 };
 struct SM {
@@ -323,11 +325,42 @@ static void execute(SM &s, Warp &w, int q) {
     i64 rel = now + 4; bool memory = false; w.next = now + std::max(1, p.stall);
     double *pipe = s.pipe[q];
     auto lsu = [&](double turns) { s.lsu = std::max(s.lsu, (double)now) + turns; lsu_busy += turns; return s.lsu; };
+    auto arrive = [&](u64 at, i64 when) {       /* m's lanes arrive at the mbarrier at `at` */
+        Mbarrier &x = w.block->mbarrier[at];
+        x.last = std::max(x.last, when); x.missing -= __builtin_popcount(m);
+        if (x.missing <= 0) x.missing += x.count, x.phase++, x.ended = x.last;
+    };
+    if (p.code == SYNCS && m && p.op.find("PHASECHK") != std::string::npos) {
+        /* A wait with TRYWAIT suspends the warp: it takes no turns of the scheduler until the phase
+         * has ended. */
+        addresses(w, o[1], ad); value(w, o[2], a, 0);
+        const Mbarrier &x = w.block->mbarrier[ad[first]]; const bool over = (u32)(x.phase & 1) != a[first] >> 31;
+        if (!over || x.ended > now) { w.next = over ? x.ended : now + 8; return; }
+    }
     if (now >= 0) s.issued++, issued++, class_count[p.cls]++;
     switch (p.code) {
+    case SYNCS:
+        if (!m) break;
+        addresses(w, o[1], ad);
+        if (p.op.find("EXCH") != std::string::npos) { value(w, o[2], a, 0); const int n = 0x100000 - (int)(a[first] >> 1 & 0xfffff); w.block->mbarrier[ad[first]] = {n, n, 0, 0, 0}; }
+        else if (p.op.find("ARRIVE") != std::string::npos) arrive(ad[first], (i64)lsu(1) + (i64)gpu.shared_latency);
+        else { set_pred(w, o[0], ~0u, m); rel = now + (i64)gpu.shared_latency; }
+        break;
+    case ARRIVES: if (m) addresses(w, o[0], ad), arrive(ad[first], std::max(w.copied, (i64)lsu(1) + (i64)gpu.shared_latency)); break;
+    case HGMMA: {                       /* a quarter of a multiprocessor has 16 of the 64 rows; B is read once for all four */
+        if (!w.first_mma) w.first_mma = now;
+        const double t = gpu.wgmma_interval * p.columns / 8;
+        lsu(p.columns * 16 * 2 / 128. / 4);
+        pipe[MMA] = std::max(pipe[MMA], (double)now) + t; mma_busy += t;
+        if (o[p.n - 1].kind == NONE) w.mma_groups.push_back((i64)(pipe[MMA] + gpu.mma_latency));        /* gsb0: the last of its group */
+        break;
+    }
+    case WARPGROUP: if (p.op.find("DEPBAR") != std::string::npos) for (; (int)w.mma_groups.size() > (int)o[1].imm; w.mma_groups.pop_front()) w.next = std::max(w.next, w.mma_groups.front()); break;
+    case USETMAXREG: if (o[0].kind == PRED) set_pred(w, o[0], ~0u, ~0u); break;
     case EXIT: sp->mask &= ~m; break;
     case BRA: {
         if (p.divert) break;
+        if (p.op.find(".ANY") != std::string::npos && m) m = all;
         u32 cond = ~0u; for (int k = 0; k < np; k++) cond &= p.whole_warp && !(pred(w, o[ps[k]]) & 1) ? 0 : pred(w, o[ps[k]]);
         taken = m & cond; target = (int)(o[p.n - 1].imm / 16); break;
     }
@@ -457,7 +490,8 @@ static void execute(SM &s, Warp &w, int q) {
         LANES { int j = how == 'B' ? i ^ (int)(b[i] & 31) : how == 'D' ? i + (int)b[i] : how == 'U' ? i - (int)b[i] : (int)(b[i] & 31); v[i] = a[j < 0 || j > 31 ? i : j]; }
         set(w, o[k0], v, m); if (k0) set_pred(w, o[0], ~0u, m); rel = (i64)lsu(1) + 24; break; }
     case VOTE: { u32 t = all & pred(w, o[ps[np - 1]]); if (p.uniform) m = ~0u; bool every = p.op.find("ALL") != std::string::npos; u32 yes = (every ? t == all : t != 0) ? ~0u : 0; LANES v[i] = t; for (int k = 0; k < p.n - 1; k++) { if (o[k].kind == REG) set(w, o[k], v, m); else set_pred(w, o[k], yes, m); } rel = now + 12; break; }
-    case R2UR: { if (!m) break; int k0 = o[0].kind == PRED; value(w, o[k0 + 1], a, 0); LANES v[i] = a[first]; set(w, o[k0], v, ~0u); rel = now + 12; break; }
+    case R2UR: { if (!m) break; int k0 = o[0].kind == PRED, f0 = __builtin_ctz(m); u32 others = 0; value(w, o[k0 + 1], a, 0); LANES v[i] = a[f0], others |= (u32)(a[i] != a[f0]) << i;
+        set(w, o[k0], v, ~0u); if (k0) set_pred(w, o[0], others, m); rel = now + 12; break; }        /* the predicate: lanes with another number */
     case REDUX: { int k0 = o[0].kind == PRED; value(w, o[k0 + 1], a, 0); u32 r = a[first]; bool mx = p.op.find("MAX") != std::string::npos, mn = p.op.find("MIN") != std::string::npos, sg = p.op.find("S32") != std::string::npos, or_ = p.op.find("OR") != std::string::npos; int f0 = 1;
         LANES if (all >> i & 1) { u32 x = a[i]; if (f0) { r = x; f0 = 0; } else r = mx ? (sg ? (u32)std::max((int32_t)r, (int32_t)x) : std::max(r, x)) : mn ? (sg ? (u32)std::min((int32_t)r, (int32_t)x) : std::min(r, x)) : or_ ? r | x : r + x; } LANES v[i] = r; set(w, o[k0], v, ~0u); rel = now + 14; break; }
     case LDS: case LDSM: case STS: case ATOMS: {
@@ -497,7 +531,7 @@ static void execute(SM &s, Warp &w, int q) {
         int size = p.bytes; u64 to[32]; addresses(w, o[mem1], to); addresses(w, o[mem2], ad);
         u32 z = m; if (np) z &= pred(w, o[ps[np - 1]]);
         LANES if (m >> i & 1) for (int k = 0; k < size; k += 4) { u32 x = z >> i & 1 ? get(ad[i] + k, 4) : 0; memcpy(&w.block->shared[(to[i] + k) & 0x3ffff], &x, 4); }
-        double t = lsu(std::max(1, size / 4)); w.ready_group = std::max(w.ready_group, load_time(s, t, ad, z, size, p.keep, false, &memory)); rel = now + 12; break;
+        double t = lsu(std::max(1, size / 4)); const i64 there = load_time(s, t, ad, z, size, p.keep, false, &memory); w.ready_group = std::max(w.ready_group, there); w.copied = std::max(w.copied, there); rel = now + 12; break;
     }
     case ATOMG: case ATOM: case RED: case REDG: {
         if (!m) break; int at = 0; while (o[at].kind != MEM) at++; addresses(w, o[at], ad); value(w, o[at + 1 < p.n ? at + 1 : at], b, 0);
@@ -514,7 +548,7 @@ static void execute(SM &s, Warp &w, int q) {
     case HALF: pipe[FMA] = now + gpu.half_interval; break;
     case MUFUC: pipe[MUFUC] = now + gpu.mufu_interval; rel = std::max(rel, now + 20); break;
     case FP64: pipe[FP64] = now + 16; rel = now + 40; break;
-    case MMA: { double t = gpu.mma_interval * p.mma_time; pipe[MMA] = std::max(pipe[MMA], (double)now) + t; mma_busy += t; rel = now + (i64)gpu.mma_latency; break; }
+    case MMA: { double t = p.code == OMMA ? gpu.fp4_interval : gpu.mma_interval * p.mma_time; pipe[MMA] = std::max(pipe[MMA], (double)now) + t; mma_busy += t; rel = now + (i64)gpu.mma_latency; break; }
     default:;
     }
     if (p.wb < 6) { w.score[p.wb] = std::max(w.score[p.wb], rel); w.by_memory[p.wb] = memory; }
@@ -567,7 +601,7 @@ int main(int argc, char **argv) {
         bl->id[0] = b % grid[0]; bl->id[1] = b / grid[0] % grid[1]; bl->id[2] = b / grid[0] / grid[1]; s.resident++;
         for (int k = 0; k < n_warps; k++) {
             Warp *w = new Warp(); memset(w->R, 0, sizeof w->R); memset(w->P, 0, sizeof w->P); memset(w->B, 0, sizeof w->B); w->P[7] = w->P[15] = ~0u;
-            w->split.push_back({0, threads - 32 * k >= 32 ? ~0u : (1u << (threads - 32 * k)) - 1, -1}); w->cur = 0; w->index = k; w->at_barrier = -1; w->done = 0; w->block = bl; w->next = t; w->first_mma = 0; w->ready_group = 0;
+            w->split.push_back({0, threads - 32 * k >= 32 ? ~0u : (1u << (threads - 32 * k)) - 1, -1}); w->cur = 0; w->index = k; w->at_barrier = -1; w->done = 0; w->block = bl; w->next = t; w->first_mma = 0; w->ready_group = w->copied = 0;
             for (int j = 0; j < 6; j++) w->score[j] = -NEVER, w->by_memory[j] = false;
             s.warps.push_back(w);
         }
