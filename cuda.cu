@@ -511,9 +511,9 @@ static void one_experts(Device *d, const Layer *host, int slots) {
            packed, down_packed, slots, d->x[d->at], d->score, d->act_vector, d->expert,
            d->expert_weight, d->expert_vector, d->h1);
     launched("experts' gate and up");
+    const int *chosen = slots || gpu_overlap ? NULL : d->expert;
     STREAM(d, experts_down_kernel, down_shared(d), *l, c->n_experts, c->top_k, c->expert_size,
-           down_packed, slots, d->score, d->expert_vector, d->h2,
-           next_q(d, host));
+           down_packed, slots, d->score, chosen, d->expert_vector, d->h2, next_q(d, host));
     launched("experts' down");
 }
 

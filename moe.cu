@@ -266,21 +266,27 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     }
 }
 
-/* One token: h2 [hidden] = the sum over the chosen experts of down . expert_act.  Every block makes
- * the choice once more, before the kernel ahead has ended: the scores are from the kernel ahead of
- * that one.  slots: as in experts_up_kernel.  expert_act is read after ptx_grid_wait.  next: see
- * bring_ahead.
+/* One token: h2 [hidden] = the sum over the chosen experts of down . expert_act.  chosen: NULL, or,
+ * where no kernel begins before the one ahead has ended, the choice that experts_up_kernel has
+ * written.  With NULL every block makes the choice once more, before the kernel ahead has ended:
+ * the scores are from the kernel ahead of that one.  slots: as in experts_up_kernel; chosen is NULL
+ * then.  expert_act is read after ptx_grid_wait.  next: see bring_ahead.
  * grid: a block for each multiprocessor; STREAM_THREADS threads; dynamic shared memory: the ring,
  * choice_bytes, a Vector of top_k * wide(size) columns, floats [top_k][rows of the block]. */
 template <int DEPTH>
 __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     experts_down_kernel(const __grid_constant__ Layer l, int n_experts, int top_k, int size,
-                        int packed, int slots, const float *score, const uint16_t *expert_act,
-                        float *h2, const __grid_constant__ Weight next) {
+                        int packed, int slots, const float *score, const int *chosen,
+                        const uint16_t *expert_act, float *h2,
+                        const __grid_constant__ Weight next) {
     DYNAMIC_SHARED(uint8_t, shared);
     const Choice c = choice_at(shared + ring_bytes(DEPTH), top_k);
     const int hidden = l.down.rows, from = share_begin(hidden), rows = share_end(hidden) - from;
-    choose_for_block(score, l.per_expert_scale, n_experts, top_k, slots ? l.expert_down : NULL, c);
+    if (chosen) {
+        for (int k = threadIdx.x; k < top_k; k += STREAM_THREADS) c.expert[k] = chosen[k];
+    } else
+        choose_for_block(score, l.per_expert_scale, n_experts, top_k,
+                         slots ? l.expert_down : NULL, c);
     __syncthreads();
     for (int k = threadIdx.x; k < top_k; k += STREAM_THREADS) {
         if (c.expert[k] < 0) {

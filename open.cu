@@ -379,6 +379,16 @@ static int allow_shared(Device *d, Error *err) {
     return bad;
 }
 
+/* Bytes that a launch that reads little brings into an L2 cache of so many bytes (Device.ahead).
+ * Most of the cache is for what is in use meanwhile, so an eighth of it.  Of a small cache (an RTX
+ * 3090 has 6 MB) an eighth is soon there, so up to 2 MB, but a third of it: what the next kernel
+ * itself brings in the beginning (begin_stream) takes 4 MB.  To tune it, compare bench/gpusim --gpu
+ * 3090 --step decode. */
+static int ahead_of(int cache) {
+    const int little = cache / 3 < (2 << 20) ? cache / 3 : 2 << 20;
+    return cache / 8 > little ? cache / 8 : little;
+}
+
 /* Loads the kernels of a step ahead.  CUDA loads a kernel when it is first used, which would delay
  * the first step.  allow_shared has loaded its kernels already; these are the others. */
 static void load_kernels(void) {
@@ -520,7 +530,7 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
     if (e == cudaSuccess) e = cudaDeviceGetAttribute(&d->ahead, cudaDevAttrL2CacheSize, 0);
     if (e == cudaSuccess) e = cudaFuncGetAttributes(&loaded, row_kernel<DEEP>);
     d->shared_limit -= STATIC_SHARED;
-    d->ahead /= 8;                      /* most of the cache is for what is in use meanwhile */
+    d->ahead = ahead_of(d->ahead);
     /* Machine code from PTX for sm_80 has no ptx_grid_wait, whatever the chip is. */
     gpu_can_overlap = loaded.ptxVersion >= 90;
     if (e != cudaSuccess) fail(err, "GPU: %s", cudaGetErrorString(e));

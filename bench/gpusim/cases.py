@@ -113,6 +113,7 @@ class Model:
         self.every_kind = not {self.dense, self.mlp, self.expert} <= {BF16, NVFP4}
         self.wgmma = self.fp4_activations = False      # hopper.cu or fp4.cu multiplies more than 16 tokens
         self.blocks, self.limit = 2 * gpu['sms'], gpu['shared_limit'] - 1024
+        self.ahead = max(gpu['l2_size'] // 8, min(gpu['l2_size'] // 3, 2 << 20))      # ahead_of in open.cu
         self.depth = DEEP if self.limit > 160 * 1024 else SHALLOW
         self.ring = STREAM_WARPS * self.depth * (1184 if self.every_kind else 1152)
     def __getattr__(self, name): return self.t[name]        # structs: m.Layer(...)
@@ -196,7 +197,7 @@ class Model:
                         turn=m.warm(8 * n * hd // 2), vector=m.warm(vector_bytes(HEADS * hd, max(n, 3))) if n <= 8 else 0, vector_parts=3 if n == 1 else 1, splits=splits, unsplit=whole, joined_apart=apart, partial=m.warm(4 * every * row_tiles * kv * 16 * rw * (hd + 2)), ticket=m.zeros(4 * every * row_tiles * kv), out=m.warm(4 * n * HEADS * hd))
         flop = 4 * n * (self.context + n / 2 if kind == 'global' else min(WINDOW, self.context + n / 2)) * HEADS * hd
         if n <= 8:
-            self.of_attend[kind], a.ahead = grid[0] * grid[1], self.gpu['l2_size'] // 8 // (grid[0] * grid[1])
+            self.of_attend[kind], a.ahead = grid[0] * grid[1], self.ahead // (grid[0] * grid[1])
             m.brings(m.ahead_of(l.o, self.of_attend[kind], a.ahead))
         out = [Launch('attend ' + kind, kernel, grid, 32 * rw * cw, shared, [('Attend', a)], m,
                       sample=10 ** 6 if n <= 16 else 4, flop=flop, **{step: per})]
@@ -211,7 +212,7 @@ class Model:
         """A kernel of stream.cu: one block for each multiprocessor."""
         return Launch(name, '%sILi%dE' % (kernel, self.depth + 16 * self.every_kind), (self.gpu['sms'],), 32 * STREAM_WARPS, self.ring + shared, arguments, m, **per)
 
-    def has_many(self, m, w, blocks): m.has(m.ahead_of(w, blocks, self.gpu['l2_size'] // 8 // blocks))
+    def has_many(self, m, w, blocks): m.has(m.ahead_of(w, blocks, self.ahead // blocks))
     def has(self, m, w): m.has(m.ahead_of(w, self.gpu['sms']))
     def brings(self, m, w): m.brings(m.ahead_of(w, self.gpu['sms']))
     def share(self, n, rows): return 4 * n * (rows // self.gpu['sms'] + 1)
@@ -251,7 +252,7 @@ class Model:
         q = self.weight(m, self.dense, HEADS * 256, HIDDEN)
         m.has(downs()); self.brings(m, q)
         add('experts down', '19experts_down_kernel', vector_bytes(TOP * wide(SIZE)) + choice_bytes(TOP) + self.share(TOP, HIDDEN), [('Layer', l), ('int', EXPERTS), ('int', TOP), ('int', SIZE), ('int', 1), ('int', 0),
-            ('pointer', m.warm(4 * EXPERTS)), ('pointer', m.warm(vector_bytes(TOP * wide(SIZE)))), ('pointer', m.warm(4 * HIDDEN)), ('Weight', q)], m, 30)
+            ('pointer', m.warm(4 * EXPERTS)), ('pointer', 0 if self.gpu['arch'] != '80' else m.real(struct.pack('<8i', *range(TOP)))), ('pointer', m.warm(vector_bytes(TOP * wide(SIZE)))), ('pointer', m.warm(4 * HIDDEN)), ('Weight', q)], m, 30)
         out += self.head(s, 1)
         return out
 
@@ -304,9 +305,9 @@ class Model:
             out[-1].sample = 3
             m = Memory(); l = self.layer(m, 'sliding')
             to, next = self.VectorTo(norm=m.cold(4 * HIDDEN), to=m.warm(vector_bytes(HIDDEN, 12))), self.weight(m, BF16, VOCAB, HIDDEN)
-            m.brings(m.ahead_of(next, n, self.gpu['l2_size'] // 8 // n))
+            m.brings(m.ahead_of(next, n, self.ahead // n))
             out.insert(0, Launch('norm before head', '15few_norm_kernel8', (n, 1), 32 * STREAM_WARPS, 4 * HIDDEN, [('Residual', self.residual(m, l, 'attention', b'', n)), ('int', HIDDEN), ('int', 3),
-                       ('VectorTo', to), ('VectorTo', self.VectorTo()), ('Router', self.Router()), ('Weight', next), ('int', self.gpu['l2_size'] // 8 // n)], m, sample=10 ** 6, **{s: per}))
+                       ('VectorTo', to), ('VectorTo', self.VectorTo()), ('Router', self.Router()), ('Weight', next), ('int', self.ahead // n)], m, sample=10 ** 6, **{s: per}))
         else:
             out += self.product('head of %d' % n, w, None, n, 3, m, s, per, softcap=30)
         values = random.Random(1)
@@ -362,11 +363,11 @@ class Model:
         def norms(name, end, per, many, router, rows, cols, dtype):
             m = Memory(); l = self.layer(m, 'sliding')
             next, blocks = self.weight(m, dtype, rows, cols), n * (EXPERTS // 4 if router else 1)
-            m.brings(m.ahead_of(next, blocks, self.gpu['l2_size'] // 8 // blocks))
+            m.brings(m.ahead_of(next, blocks, self.ahead // blocks))
             to = [self.VectorTo(norm=m.cold(4 * HIDDEN), to=m.warm(vector_bytes(HIDDEN, n)), packed=0) for _ in range(many)] + [self.VectorTo()]
             r = self.Router(w=l.router, scale=l.router_scale, factor=1, score=m.warm(4 * n * EXPERTS)) if router else self.Router()
             out.append(Launch(name, '15few_norm_kernel8', (n, EXPERTS // 4 if router else 1), 32 * STREAM_WARPS, 4 * HIDDEN, [('Residual', self.residual(m, l, end, b'', n)), ('int', HIDDEN), ('int', 1),
-                       ('VectorTo', to[0]), ('VectorTo', to[1]), ('Router', r), ('Weight', next), ('int', self.gpu['l2_size'] // 8 // blocks)], m, sample=10 ** 6, **{s: per}))
+                       ('VectorTo', to[0]), ('VectorTo', to[1]), ('Router', r), ('Weight', next), ('int', self.ahead // blocks)], m, sample=10 ** 6, **{s: per}))
             out[-1].early = end == 'attention'
         def rows(name, weights, per, m, again=0):
             cols, columns = weights[0].cols, wide(weights[0].cols)
