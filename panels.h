@@ -15,18 +15,18 @@
  * intrinsic, WHOLE(or) one that takes the vector as a whole.
  *
  * TILE_TOKENS: tokens that meet two vectors of rows at a time.  AVX-512 has 32 registers: with 4
- * tokens 24 of them are the three sums of panel_tile.  AVX2 has 16: with 6 tokens 12 of them are
- * integer sums, three have words of the rows and of a token, and the other sums lie in memory.
- * With 4 tokens NVFP4 took up to 5 % longer with AVX2 and AVX-VNNI, and as long with AVX2 alone. */
-#if LANES == 16
+ * tokens 24 of them are the three sums of panel_tile.  AVX2 has 16: 8 of them are integer sums,
+ * three have words of the rows and of a token, and the other sums lie in memory.  With 6 tokens
+ * NVFP4 of 16 bits was 3 to 8 % slower with AVX2, with AVX-VNNI and without, from 32 tokens on, and
+ * a fifth slower with 8 (Zen 5). */
 #define TILE_TOKENS 4
+#if LANES == 16
 #define BY_LANES(f) f##16
 #define Ints __m512i
 #define Floats __m512
 #define V(op) _mm512_##op
 #define WHOLE(op) _mm512_##op##_si512
 #else
-#define TILE_TOKENS 6
 #define BY_LANES(f) f##8
 #define Ints __m256i
 #define Floats __m256
@@ -193,10 +193,6 @@ SET INLINE void NAME(panel_tokens)(int BITS, int KIND, const Panel *p, int group
         case 1: NAME(panel_rows)(BITS, KIND, 1, p, groups, a, sum + t); break;
         case 2: NAME(panel_rows)(BITS, KIND, 2, p, groups, a, sum + t); break;
         case 3: NAME(panel_rows)(BITS, KIND, 3, p, groups, a, sum + t); break;
-#if TILE_TOKENS > 4
-        case 4: NAME(panel_rows)(BITS, KIND, 4, p, groups, a, sum + t); break;
-        case 5: NAME(panel_rows)(BITS, KIND, 5, p, groups, a, sum + t); break;
-#endif
         default: NAME(panel_rows)(BITS, KIND, TILE_TOKENS, p, groups, a, sum + t);
         }
     }
