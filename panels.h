@@ -17,8 +17,8 @@
  * TILE_TOKENS: tokens that meet two vectors of rows at a time.  AVX-512 has 32 registers: with 4
  * tokens 24 of them are the three sums of panel_tile.  AVX2 has 16: 8 of them are integer sums,
  * three have words of the rows and of a token, and the other sums lie in memory.  With 6 tokens
- * NVFP4 of 16 bits was 3 to 8 % slower with AVX2, with AVX-VNNI and without, from 32 tokens on, and
- * a fifth slower with 8 (Zen 5). */
+ * NVFP4 of 16 bits was 2 to 10 % slower with AVX2, with AVX-VNNI and without, from 32 tokens on,
+ * and a fifth slower with 8; with 8 bits and AVX-VNNI 256 tokens were 6 % faster (Zen 5). */
 #define TILE_TOKENS 4
 #if LANES == 16
 #define BY_LANES(f) f##16
