@@ -15,18 +15,18 @@
  * intrinsic, WHOLE(or) one that takes the vector as a whole.
  *
  * TILE_TOKENS: tokens that meet two vectors of rows at a time.  AVX-512 has 32 registers: with 4
- * tokens 24 of them are the three sums of panel_tile.  AVX2 has 16: with 6 tokens 12 of them are
- * integer sums, three have words of the rows and of a token, and the other sums lie in memory.
- * With 4 tokens NVFP4 took up to 5 % longer with AVX2 and AVX-VNNI, and as long with AVX2 alone. */
-#if LANES == 16
+ * tokens 24 of them are the three sums of panel_tile.  AVX2 has 16: 8 of them are integer sums,
+ * three have words of the rows and of a token, and the other sums lie in memory.  With 6 tokens
+ * NVFP4 of 16 bits was 2 to 10 % slower with AVX2, with AVX-VNNI and without, from 32 tokens on,
+ * and a fifth slower with 8; with 8 bits and AVX-VNNI 256 tokens were 6 % faster (Zen 5). */
 #define TILE_TOKENS 4
+#if LANES == 16
 #define BY_LANES(f) f##16
 #define Ints __m512i
 #define Floats __m512
 #define V(op) _mm512_##op
 #define WHOLE(op) _mm512_##op##_si512
 #else
-#define TILE_TOKENS 6
 #define BY_LANES(f) f##8
 #define Ints __m256i
 #define Floats __m256
@@ -115,7 +115,7 @@ SET INLINE Ints NAME(first_sum)(int BITS, int KIND, int half, const uint8_t *rec
 /* `groups` times 32 columns of 2 * LANES rows, `first` and the next ones, into the sums of T
  * tokens. */
 SET INLINE void NAME(panel_tile)(int BITS, int KIND, int T, const Panel *p, int first, int groups,
-                                 const uint8_t *const *x, int stride, float (*sum)[PANEL_ROWS]) {
+                                 const uint8_t *const *x, float (*sum)[PANEL_ROWS]) {
     int WIDE = KIND == 4 || KIND == 8;  /* a scale is that of 32 columns */
     int SHORT = SHORT_SUMS && BITS == 8;
     Floats s[TILE_TOKENS][2], part[TILE_TOKENS][2];
@@ -124,7 +124,7 @@ SET INLINE void NAME(panel_tile)(int BITS, int KIND, int T, const Panel *p, int 
         UNROLL for (int v = 0; v < 2; v++) s[t][v] = V(loadu_ps)(sum[t] + first + LANES * v);
     for (int g = 0; g < groups; g++) {
         const uint8_t *a[TILE_TOKENS];
-        UNROLL for (int t = 0; t < T; t++) a[t] = x[t] + g * stride;
+        UNROLL for (int t = 0; t < T; t++) a[t] = x[t] + g * RECORD(BITS);
         UNROLL for (int half = 0; half < 2; half++) {
             const uint32_t (*word)[PANEL_ROWS] = p->word + (2 * g + half) * BITS / 2;
             Ints some[TILE_TOKENS][2];
@@ -177,40 +177,35 @@ SET INLINE void NAME(panel_tile)(int BITS, int KIND, int T, const Panel *p, int 
 
 /* All rows of a panel with T tokens. */
 SET INLINE void NAME(panel_rows)(int BITS, int KIND, int T, const Panel *p, int groups,
-                                 const uint8_t *const *x, int stride, float (*sum)[PANEL_ROWS]) {
+                                 const uint8_t *const *x, float (*sum)[PANEL_ROWS]) {
     for (int r = 0; r < PANEL_ROWS; r += 2 * LANES)
-        NAME(panel_tile)(BITS, KIND, T, p, r, groups, x, stride, sum);
+        NAME(panel_tile)(BITS, KIND, T, p, r, groups, x, sum);
 }
 
 /* A panel meets all tokens.  x.x: the first record that it meets, of token 0. */
 SET INLINE void NAME(panel_tokens)(int BITS, int KIND, const Panel *p, int groups, PanelTokens x,
-                                   int stride, float (*sum)[PANEL_ROWS]) {
+                                   float (*sum)[PANEL_ROWS]) {
     for (int t = 0; t < x.n; t += TILE_TOKENS) {
         const uint8_t *a[TILE_TOKENS];
         for (int i = 0; i < TILE_TOKENS && t + i < x.n; i++)
             a[i] = x.x + (x.token ? x.token[t + i] : t + i) * x.size;
         switch (x.n - t) {
-        case 1: NAME(panel_rows)(BITS, KIND, 1, p, groups, a, stride, sum + t); break;
-        case 2: NAME(panel_rows)(BITS, KIND, 2, p, groups, a, stride, sum + t); break;
-        case 3: NAME(panel_rows)(BITS, KIND, 3, p, groups, a, stride, sum + t); break;
-#if TILE_TOKENS > 4
-        case 4: NAME(panel_rows)(BITS, KIND, 4, p, groups, a, stride, sum + t); break;
-        case 5: NAME(panel_rows)(BITS, KIND, 5, p, groups, a, stride, sum + t); break;
-#endif
-        default: NAME(panel_rows)(BITS, KIND, TILE_TOKENS, p, groups, a, stride, sum + t);
+        case 1: NAME(panel_rows)(BITS, KIND, 1, p, groups, a, sum + t); break;
+        case 2: NAME(panel_rows)(BITS, KIND, 2, p, groups, a, sum + t); break;
+        case 3: NAME(panel_rows)(BITS, KIND, 3, p, groups, a, sum + t); break;
+        default: NAME(panel_rows)(BITS, KIND, TILE_TOKENS, p, groups, a, sum + t);
         }
     }
 }
 
-/* A panel is filled, stays in the nearest cache, and meets all tokens.  A token's records are
- * `stride` bytes apart, and what is multiplied here begins at byte `at` of them. */
-SET INLINE void NAME(multiply_panels)(int BITS, const PanelRows *w, PanelTokens x, int stride,
-                                      int at, float (*sum)[PANEL_ROWS]) {
+/* A panel is filled, stays in the nearest cache, and meets all tokens.  x.x: the first record of
+ * token 0 that has BITS bits. */
+SET INLINE void NAME(multiply_panels)(int BITS, const PanelRows *w, PanelTokens x,
+                                      float (*sum)[PANEL_ROWS]) {
     Panel p;
     int kind = kind_of(w);
     memset(sum, 0, (size_t)x.n * sizeof *sum);
-    x.x += at;
-    for (int c = 0; c < w->cols; c += PANEL_COLS, x.x += PANEL_COLS / BLOCK * stride) {
+    for (int c = 0; c < w->cols; c += PANEL_COLS, x.x += PANEL_COLS / BLOCK * RECORD(BITS)) {
         int columns = w->cols - c < PANEL_COLS ? w->cols - c : PANEL_COLS;
         int groups = (columns + BLOCK - 1) / BLOCK;
         /* NVFP4 can end in the middle of 32 columns. */
@@ -221,27 +216,25 @@ SET INLINE void NAME(multiply_panels)(int BITS, const PanelRows *w, PanelTokens 
         else if (BITS == 16) NAME(fill_panel)(BITS, 16, w, c, columns, &p);
         fetch_panel(kind, w, c);
         /* With 16 bits, INT8 is multiplied as INT4 is, and BF16 as NVFP4. */
-        if (BITS == 8 && kind == 8) NAME(panel_tokens)(BITS, 8, &p, groups, x, stride, sum);
-        else if (kind == 4 || kind == 8) NAME(panel_tokens)(BITS, 4, &p, groups, x, stride, sum);
-        else NAME(panel_tokens)(BITS, 0, &p, groups, x, stride, sum);
+        if (BITS == 8 && kind == 8) NAME(panel_tokens)(BITS, 8, &p, groups, x, sum);
+        else if (kind == 4 || kind == 8) NAME(panel_tokens)(BITS, 4, &p, groups, x, sum);
+        else NAME(panel_tokens)(BITS, 0, &p, groups, x, sum);
     }
 }
 
-/* Activations of 16 bits, among others `stride` bytes apart. */
-SET static void NAME(multiply16)(const PanelRows *w, PanelTokens x, int stride, int at,
-                                 float (*sum)[PANEL_ROWS]) {
-    NAME(multiply_panels)(16, w, x, stride, at, sum);
-}
-
 SET static void NAME(panels)(const PanelRows *w, PanelTokens x, float (*sum)[PANEL_ROWS]) {
-    NAME(multiply16)(w, x, RECORD(16), 0, sum);
+    NAME(multiply_panels)(16, w, x, sum);
 }
 
 /* Activations of 8 bits, but for BF16, and for INT8 where 16 bits do not hold its sums. */
 SET static void NAME(panels8)(const PanelRows *w, PanelTokens x, float (*sum)[PANEL_ROWS]) {
     int kind = kind_of(w);
-    if (kind == 16 || (kind == 8 && SHORT_SUMS)) NAME(multiply16)(w, x, BOTH, RECORD(8), sum);
-    else NAME(multiply_panels)(8, w, x, BOTH, 0, sum);
+    if (kind != 16 && !(kind == 8 && SHORT_SUMS)) {
+        NAME(multiply_panels)(8, w, x, sum);
+        return;
+    }
+    x.x += records8(w->cols);
+    NAME(panels)(w, x, sum);
 }
 
 #undef SET
