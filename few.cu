@@ -1,7 +1,7 @@
 /* few.cu - steps of 2 to 8 tokens on the GPU: drafts that are verified, and the ends of prompts.
  *
  * As for one token the time is that of reading the weights, so they stream as in stream.cu.  Of the
- * eight rows that an mma has for a vector, one token takes three (its exact parts); here up to
+ * eight columns that an mma has for tokens, one token takes three (its exact parts); here up to
  * eight tokens take one each, rounded to BF16, or two tokens take three each.  So all tokens are
  * multiplied with the instructions that one would take.
  *
@@ -127,7 +127,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 2)
             if (narrow)
                 put_fours(y, 0, x, scale, load_fours(norm.norm, hidden), hidden, norm.packed,
                           parts);
-            uint32_t *at = place4(y);
+            uint32_t *at = place4(y, norm.packed);
 #pragma unroll 1
             for (int i = 4 * threadIdx.x; !narrow && i < wide(hidden); i += 4 * STREAM_THREADS) {
                 const float4 v = load4<false>(wide_x, i, hidden);

@@ -157,7 +157,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 1)
     const uint16_t *x2 = x + ROWS_OF_HALF * y.stride;
     const bool adds = part < ROWS_OF_HALF && part % ROW_PARTS == 0;
     const int units = strip[0].units, rows = strip[0].rows;
-    uint8_t *slot = feed.ring, *free = last_slot<DEPTH>(feed);
+    int slot = 0, free = last_slot(DEPTH);
     for (Span now = feed.all[0]; now.left; now.left -= units, now.tile++) {
         float acc[4][4] = {};
         for (int at = 0, m; at < units; at += m) {

@@ -108,12 +108,17 @@ __device__ static inline void put_parts(uint16_t *to, size_t stride, int parts, 
     for (int p = 0; p < parts; p++) to[p * stride] = (uint16_t)take_bf16(v, none);
 }
 
-/* Two E4M3 block scales (their sign is ignored) as two BF16, times 2^119.  Exponent and mantissa go
- * to their places in a BF16, which then is 2^-120 of the scale, perhaps a subnormal.  Two
- * multiplications scale it up, by 2^127 and by 2^112: 2^239 alone is larger than any BF16. */
+/* Two E4M3 block scales (their sign is ignored), in bits 4 to 11 of both halves of `bits`, as two
+ * BF16, times 2^119.  Exponent and mantissa are at their places in a BF16, which then is 2^-120 of
+ * the scale, perhaps a subnormal.  Two multiplications scale it up, by 2^127 and by 2^112: 2^239
+ * alone is larger than any BF16. */
+__device__ static inline uint32_t scales_of(uint32_t bits) {
+    const uint32_t up = ptx_mul_bf16x2(bits & 0x07f007f0, 0x7f007f00);  /* 2^127 */
+    return ptx_mul_bf16x2(up, 0x77807780);                              /* 2^112 */
+}
+/* The same of the two lower bytes of `two`. */
 __device__ static inline uint32_t block_scales(uint32_t two) {
-    uint32_t bits = __byte_perm(two, 0, 0x4140) << 4 & 0x07f007f0;
-    return ptx_mul_bf16x2(ptx_mul_bf16x2(bits, 0x7f007f00), 0x77807780);        /* 2^127, 2^112 */
+    return scales_of(__byte_perm(two, 0, 0x4140) << 4);
 }
 
 /* The eight E2M1 of a word as b [4] pairs of BF16, in the order of their columns: each number

@@ -56,6 +56,11 @@ PTX void ptx_cp_async16_zfill(void *smem, const void *global, int bytes) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                  :: "r"(ptx_shared(smem)), "l"(global), "r"(bytes) : "memory");
 }
+/* The same for 4 bytes. */
+PTX void ptx_cp_async4_zfill(void *smem, const void *global, int bytes) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
+                 :: "r"(ptx_shared(smem)), "l"(global), "r"(bytes) : "memory");
+}
 /* "createpolicy": the L2 cache drops bytes of this policy before others. */
 PTX uint64_t ptx_evict_first() {
     uint64_t policy;
@@ -232,6 +237,15 @@ PTX unsigned ptx_cvt_bf16x2_f32(float lo, float hi) {
 PTX unsigned ptx_mul_bf16x2(unsigned a, unsigned b) {
     unsigned r;
     asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(0x80008000));
+    return r;
+}
+
+/* ptx_mul_bf16x2 of both numbers of a with the lower (HALF 0) or the upper (1) number of b. */
+template <int HALF> PTX unsigned ptx_mul_bf16x2_by(unsigned a, unsigned b) {
+    unsigned r;
+    asm("{ .reg .b16 half<2>; .reg .b32 both; mov.b32 {half0, half1}, %2; "
+        "mov.b32 both, {half%4, half%4}; fma.rn.bf16x2 %0, %1, both, %3; }"
+        : "=r"(r) : "r"(a), "r"(b), "r"(0x80008000), "n"(HALF));
     return r;
 }
 

@@ -12,11 +12,10 @@
  * A kernel goes like this: describe the strips; begin_stream; make the vector (settle_and_norm, or
  * copy_vector); a barrier; stream, which multiplies and gives each sum to `done`.
  *
- * The products are mma.m16n8k16, BF16 in and float32 out, with A and B exchanged: here A is the
- * tokens and B the weights, while nvfp4.cu, for many tokens, has the weights as A.  An mma has 16
- * rows of A, of which eight serve (see Vector).  One token takes three of these eight rows: the
- * three BF16 numbers that add up to each of its float32 numbers, so that the products are exact at
- * no cost.  few.cu uses the rows for several tokens. */
+ * The products are mma.m16n8k16, BF16 in and float32 out.  A is the weights, B the tokens.  One
+ * token takes three of B's eight columns: the three BF16 numbers that add up to each of its float32
+ * numbers, so that the products are exact at no cost.  It takes them twice, for the two halves of a
+ * unit (see Vector).  few.cu uses the columns for several tokens. */
 #ifndef STREAM_CU
 #define STREAM_CU
 
@@ -25,13 +24,15 @@
 #include "residual.cu"
 
 /* The BF16 numbers that add up to a token's float32, exactly: 3 times 8 bits of mantissa are its
- * 24.  Each is a row of A in the mma. */
+ * 24.  Each is a column of B in the mma. */
 #define ROW_PARTS 3
-/* The most tokens at once: an mma has so many rows of A for them. */
+/* The most tokens at once: an mma has so many columns of B for them. */
 #define STREAMED_TOKENS 8
-/* Where eight rows of a unit have their scales and their zero points in shared memory.  The 128
- * bytes of a unit are a line of the L2 cache, and of them each of a row's four lanes copies twice
- * 16 bytes, the most that cp.async takes. */
+/* Where eight rows of a unit have their scales and their zero points in shared memory.  Of a row's
+ * 16 bytes of scales the second and the third four change places, so that a lane's scales in both
+ * halves of the unit (see Vector) are neighbours.  The 128 bytes of a unit are a line of the L2
+ * cache, and of them each of a row's four lanes copies twice 16 bytes, the most that cp.async
+ * takes. */
 #define UNIT_SCALES (8 * UNIT_BYTES)
 #define UNIT_ZEROS (UNIT_SCALES + 8 * 16)
 /* Units that each warp has in shared memory.  DEEP keeps 48 KB under way in each multiprocessor (4
@@ -145,20 +146,21 @@ __device__ static inline Strip share_of(const Weight &w, int y, int packed) {
  * several tokens.  A row is chunks of eight columns.  The numbers for one matrix begin at a
  * multiple of 256 columns.
  *
- * Order.  Lane t of a row's four multiplies a chunk with two mma:
- *   1. B of each mma is two neighbouring words of the weights, as they lie in memory.
- *   2. A is the chunk: the lane reads it as the four registers of A.  The first mma needs the first
- *      and the third register, which are rows 0 to 7 of A; the second mma needs the second and the
- *      fourth, which are rows 8 to 15.  What each mma makes of the other half is thrown away: this
- *      is why only eight rows of A serve.
- *   3. So that each column meets its weight, the columns of a chunk lie in the order
- *      0 1 4 5 2 3 6 7.
- *   4. If all the weights are nibbles (NVFP4, INT4), the order is 0 4 2 6 1 5 3 7 instead
- *      (`packed`): out of a word of eight numbers one mask takes columns 0 and 4, the next one
- *      columns 1 and 5, and so on (packed_e2m1, int4_pairs).
- *
- * Chunk j lies at j ^ (j / 4 % 4), so that four lanes that read chunks 4 apart read from different
- * banks. */
+ * Order.  Lane t of a row's four takes eight columns x of the first half of a unit and eight
+ * columns y of its second half, and multiplies them with two mma (multiply_chunk):
+ *   1. Rows 0 to 7 of A are x of the unit's eight rows, and rows 8 to 15 are y of the same rows.
+ *      The first mma has four of the eight columns, the second one the other four.
+ *   2. Columns 0 to 3 of B are up to four rows of the vector, at x's columns.  Columns 4 to 7 are
+ *      the same rows at y's columns.  Lane 4 i + t reads the chunk of column i.
+ *   3. So x times columns 0 to 3, and y times columns 4 to 7, are what is wanted.  What an mma
+ *      makes of x and y's columns, and of y and x's, is thrown away.
+ *   4. With more than four rows (`full`) columns 0 to 7 of B are eight rows of the vector at x's
+ *      columns, and two further mma have them at y's columns.
+ * The columns of a row lie as they are numbered, unless all the weights are nibbles (NVFP4, INT4;
+ * `packed`): then the columns of a chunk lie in the order 0 4 1 5 2 6 3 7, as one mask takes
+ * columns 0 and 4 out of a word of eight numbers, the next one columns 1 and 5, and so on
+ * (packed_e2m1, int4_pairs).  And chunk j lies at j ^ (j / 4 % 4), so that four lanes that read
+ * chunks 4 apart read from different banks. */
 typedef struct {
     uint16_t *at;
     int stride;
@@ -166,8 +168,8 @@ typedef struct {
 
 /* Columns of the vector for a matrix of `cols` columns: units of nibbles have 256 columns. */
 __host__ __device__ static inline int wide(int cols) { return (cols + 255) / 256 * 256; }
-/* Numbers from a row of the vector to the next: 64 bytes more than the columns, so that the rows
- * that an mma reads together lie in different banks. */
+/* Numbers from a row of the vector to the next: 64 bytes more than the columns, so that two
+ * neighbouring rows lie in different banks. */
 __host__ __device__ static inline int vector_stride(int cols) { return wide(cols) + 32; }
 /* Bytes of one token's vector. */
 __host__ static inline size_t vector_bytes(int cols) {
@@ -181,11 +183,15 @@ __device__ static inline Vector vector_at(void *shared, int cols) {
 /* The memory behind one token's vector. */
 __device__ static inline uint16_t *behind(const Vector &y) { return y.at + ROW_PARTS * y.stride; }
 
+/* Where chunk j of a row of the vector lies, in chunks. */
+__device__ static inline unsigned chunk_place(unsigned j, int packed) {
+    return packed ? j ^ j / 4 % 4 : j;
+}
+
 /* Where the thread puts columns 4 * threadIdx.x … 4 * threadIdx.x + 3.  The thread's next four
  * columns, 4 * STREAM_THREADS further, lie just as much further. */
-__device__ static inline uint32_t *place4(const Vector &y) {
-    const unsigned chunk = threadIdx.x / 2;
-    return (uint32_t *)(y.at + 8 * (chunk ^ (chunk / 4 % 4))) + threadIdx.x % 2;
+__device__ static inline uint32_t *place4(const Vector &y, int packed) {
+    return (uint32_t *)(y.at + 8 * chunk_place(threadIdx.x / 2, packed)) + threadIdx.x % 2 * 2;
 }
 
 /* Puts four columns into the vector: their first parts at `to`, which is from place4, each further
@@ -203,24 +209,22 @@ __device__ static inline void put4(uint32_t *to, int stride, float4 v, int packe
             a = __byte_perm(low, high, 0x5410);
             b = __byte_perm(low, high, 0x7632);
         }
-        to[0] = a;
-        to[2] = b;
+        *(uint2 *)to = make_uint2(a, b);
     }
 }
 
 /* y = in [n], zeros up to wide(n).  The whole block. */
 __device__ static inline void put_vector(const Vector &y, const float *in, int n, int packed) {
-    uint32_t *to = place4(y);
+    uint32_t *to = place4(y, packed);
 #pragma unroll 1
     for (int i = 4 * threadIdx.x; i < wide(n); i += 4 * STREAM_THREADS, to += 2 * STREAM_THREADS)
         put4(to, y.stride / 2, load4<false>(in, i, n), packed);
 }
 
-/* The place of column c in a row of the vector.  A nibble of `order` is the place of a column in
- * its chunk, the lowest nibble that of column 0: the two orders that Vector describes. */
+/* The place of column c in a row of the vector: see Vector. */
 __device__ static inline int place_of(int c, int packed) {
-    const int chunk = c / 8, i = c % 8, order = packed ? 0x73516240 : 0x76325410;
-    return 8 * (chunk ^ (chunk / 4 % 4)) + (order >> 4 * i & 7);
+    const int i = c % 8;
+    return 8 * chunk_place(c / 8, packed) + (packed ? 2 * (i % 4) + i / 4 : i);
 }
 
 /* Writes column c of a vector in the GPU's memory.  A kernel that computes a vector for the next
@@ -276,7 +280,7 @@ __device__ static inline void copy_rows(const Vector &y, const uint16_t *from, i
 __device__ static inline void put_fours(const Vector &y, int at, const Fours &x, float scale,
                                         const Fours &norm, int n, int packed,
                                         int parts = ROW_PARTS) {
-    uint32_t *to = place4(y) + at / 2;
+    uint32_t *to = place4(y, packed) + at / 2;
 #pragma unroll
     for (int k = 0; k < FOURS; k++)
         if (4 * (int)(threadIdx.x + k * STREAM_THREADS) < wide(n))
@@ -371,16 +375,17 @@ __device__ static inline void settle_wide(const Residual &r, int hidden, const V
         for (int i = threadIdx.x; i < hidden; i += STREAM_THREADS) r.to[i] = x[i];
     const float scale = rms_scale(x, hidden, r.eps, red);
     meanwhile(1);
-    uint32_t *to = place4(y);
+    uint32_t *to = place4(y, n.packed), *to2 = place4(y, 0) + wide(hidden) / 2;
 #pragma unroll 1
     for (int i = 4 * threadIdx.x; i < wide(hidden); i += 4 * STREAM_THREADS) {
         const float4 v = load4<false>(x, i, hidden);
         put4(to, y.stride / 2, times(v, scale, load4<false>(n.norm, i, hidden)), n.packed);
         if (n.norm2) {
             const float4 second = times(v, scale * n.factor, load4<false>(n.norm2, i, hidden));
-            put4(to + wide(hidden) / 2, y.stride / 2, second, 0);
+            put4(to2, y.stride / 2, second, 0);
         }
         to += 2 * STREAM_THREADS;
+        to2 += 2 * STREAM_THREADS;
     }
 }
 
@@ -453,9 +458,9 @@ typedef struct {
     uint8_t *ring;                      /* this warp's, [units_of_ring(DEPTH)] */
 } Feed;
 
-/* The last unit of the warp's ring. */
-template <int DEPTH> __device__ static inline uint8_t *last_slot(const Feed &f) {
-    return f.ring + (units_of_ring(DEPTH) - 1) * unit_shared(DEPTH);
+/* Where the last unit of a warp's ring begins, in bytes from feed.ring. */
+__device__ static constexpr int last_slot(int depth) {
+    return (units_of_ring(depth) - 1) * unit_shared(depth);
 }
 
 /* Points f to the next run of f.now or, when that is done, of f.then.  again: f has fetched a run
@@ -504,8 +509,9 @@ __device__ static inline int piece_at(int g, int t) {
 }
 
 /* Begins to copy a unit to `slot` of the ring, or nothing when all is fetched.  A lane copies twice
- * 16 bytes of row lane / 4: from byte 16 (lane % 4) on, and 64 bytes further.  Bytes beyond the end
- * of a row, or beyond the last row, become zero.  policy: from ptx_evict_first; the weights leave
+ * 16 bytes of row lane / 4: from byte 16 (lane % 4) on, and 64 bytes further; and four bytes of the
+ * row's scales.  Bytes beyond the end of a row, or beyond the last row, become zero, and so do
+ * scales where there are none.  policy: from ptx_evict_first; the weights leave
  * the L2 cache first, so that what all blocks read stays there. */
 template <int DEPTH>
 __device__ static inline void fetch(Feed &f, uint8_t *slot, uint64_t policy) {
@@ -513,11 +519,10 @@ __device__ static inline void fetch(Feed &f, uint8_t *slot, uint64_t policy) {
     uint8_t *to = slot + piece_at(lane / 4, lane % 4);
     ptx_cp_async16_once(to, f.data, f.rest > 0 ? 16 : 0, policy);
     ptx_cp_async16_once(to + 512, f.data + 64, f.rest > 64 ? 16 : 0, policy);
-    if (f.rest > f.least) {
-        ptx_cp_async4(slot + UNIT_SCALES + 4 * lane, f.block_scale);
-        if (DEPTH > EVERY_KIND && lane % 4 == 0 && f.scale_step > 16)
-            ptx_cp_async4(slot + UNIT_ZEROS + lane, f.block_scale + 16);
-    }
+    uint8_t *scale = slot + UNIT_SCALES + 16 * (lane / 4) + 4 * (lane % 4 / 2 + lane % 2 * 2);
+    ptx_cp_async4_zfill(scale, f.block_scale, f.rest > f.least ? 4 : 0);
+    if (DEPTH > EVERY_KIND && lane % 4 == 0 && f.scale_step > 16 && f.rest > f.least)
+        ptx_cp_async4(slot + UNIT_ZEROS + lane, f.block_scale + 16);
     f.data += UNIT_BYTES;
     f.block_scale += DEPTH < EVERY_KIND ? 16 : f.scale_step;
     f.rest -= UNIT_BYTES;
@@ -568,58 +573,68 @@ __device__ static inline void also_stream(Feed &f, const Strip *strip, int first
 
 /* ---- multiplying them ---- */
 
-/* The eight E2M1 of a word times their block's scale, as scaled_e2m1 makes them, but in the order
- * of columns 0 4, 1 5, 2 6, 3 7: one mask takes two numbers that lie 16 bits apart.  The sign must
- * go 6 bits further than the other three bits.  One multiplication shifts both ways at once (0x1040
- * = 2^12 + 2^6), and a second mask keeps of the two copies what is in its place.  With two shifts
- * and two masks instead, the pipe of shifts and masks had more to do, and it is what the loop over
- * NVFP4 units waits for. */
-__device__ static inline void packed_e2m1(uint32_t word, uint32_t scale, uint32_t b[4]) {
+/* The eight E2M1 of a word times their block's scale, which is number HALF of `scales`, as
+ * scaled_e2m1 makes them, but in the order of columns 0 4, 1 5, 2 6, 3 7: one mask takes two
+ * numbers that lie 16 bits apart.  The sign must go 6 bits further than the other three bits.  One
+ * multiplication shifts both ways at once (0x1040 = 2^12 + 2^6), and a second mask keeps of the two
+ * copies what is in its place.  With two shifts and two masks instead, the pipe of shifts and masks
+ * had more to do, and it is what the loop over NVFP4 units waits for. */
+template <int HALF>
+__device__ static inline void packed_e2m1(uint32_t word, uint32_t scales, uint32_t b[4]) {
     const uint32_t even = 0x000f000f, odd = 0x00f000f0, kept = 0x81c081c0;
     const uint32_t next = __byte_perm(word, 0, 0x0321);             /* columns 2 6 are 0 4 here */
-    b[0] = ptx_mul_bf16x2((word & even) * 0x1040 & kept, scale);
-    b[1] = ptx_mul_bf16x2((word & odd) * 0x0104 & kept, scale);
-    b[2] = ptx_mul_bf16x2((next & even) * 0x1040 & kept, scale);
-    b[3] = ptx_mul_bf16x2((next & odd) * 0x0104 & kept, scale);
+    b[0] = ptx_mul_bf16x2_by<HALF>((word & even) * 0x1040 & kept, scales);
+    b[1] = ptx_mul_bf16x2_by<HALF>((word & odd) * 0x0104 & kept, scales);
+    b[2] = ptx_mul_bf16x2_by<HALF>((next & even) * 0x1040 & kept, scales);
+    b[3] = ptx_mul_bf16x2_by<HALF>((next & odd) * 0x0104 & kept, scales);
 }
 
-/* acc += a . b of a chunk of the vector: see Vector.  Of acc[0] rows 0 to 7 of A count, of acc[1]
- * rows 8 to 15. */
-__device__ static inline void multiply_chunk(float acc[2][4], const uint16_t *chunk,
-                                             const uint32_t b[4]) {
+/* Columns of half a unit. */
+__device__ static constexpr int half_of(int kind) {
+    switch (kind) {
+    case KIND_F32: return 16;
+    case KIND_BF16: case KIND_F16: return 32;
+    case KIND_FP8: case KIND_INT8: return 64;
+    default: return 128;
+    }
+}
+
+/* acc += the eight columns x of a unit's first half and y of its second half, as four pairs each,
+ * times the vector: see Vector.  chunk: this lane's. */
+template <int KIND>
+__device__ static inline void multiply_chunk(float acc[4][4], const uint16_t *chunk,
+                                             const uint32_t x[4], const uint32_t y[4], bool full) {
+    const uint32_t first[4] = {x[0], y[0], x[1], y[1]}, second[4] = {x[2], y[2], x[3], y[3]};
     const uint4 n = *(const uint4 *)chunk;
     const uint32_t a[4] = {n.x, n.y, n.z, n.w};
-    ptx_mma_bf16_16816(acc[0], a, b);
-    ptx_mma_bf16_16816(acc[1], a, b + 2);
+    ptx_mma_bf16_16816(acc[0], first, a);
+    ptx_mma_bf16_16816(acc[1], second, a + 2);
+    if (!full) return;
+    const uint4 m = *(const uint4 *)(chunk + half_of(KIND));
+    const uint32_t b[4] = {m.x, m.y, m.z, m.w};
+    ptx_mma_bf16_16816(acc[2], first, b);
+    ptx_mma_bf16_16816(acc[3], second, b + 2);
 }
 
-/* multiply_chunk with all 16 rows of A: acc[0] and acc[1] get rows 0 to 7 from x, as acc[0] and
- * acc[1] of multiply_chunk do, and rows 8 to 15 from the row x2 of the vector. */
-__device__ static inline void multiply_chunk_twice(float acc[2][4], const uint16_t *x,
-                                                   const uint16_t *x2, int chunk,
-                                                   const uint32_t b[4]) {
-    const uint4 n = *(const uint4 *)(x + 8 * chunk), m = *(const uint4 *)(x2 + 8 * chunk);
-    const uint32_t first[4] = {n.x, m.x, n.z, m.z}, second[4] = {n.y, m.y, n.w, m.w};
-    ptx_mma_bf16_16816(acc[0], first, b);
-    ptx_mma_bf16_16816(acc[1], second, b + 2);
-}
-
-/* acc += sum, a product of some columns, times their scales in this lane's two rows of weights. */
-__device__ static inline void add_scaled(float acc[2][4], const float sum[2][4], float scale,
-                                         float scale2) {
-    acc[0][0] += scale * sum[0][0];
-    acc[0][1] += scale2 * sum[0][1];
-    acc[1][2] += scale * sum[1][2];
-    acc[1][3] += scale2 * sum[1][3];
+/* acc += sum, a product of columns of both halves of a unit, times their scales in this lane's row
+ * of weights: `scale` in the first half, scale2 in the second. */
+__device__ static inline void add_scaled(float acc[4][4], const float sum[4][4], float scale,
+                                         float scale2, bool full) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        if (i >= 2 && !full) continue;
+        acc[i][0] += scale * sum[i][0];
+        acc[i][1] += scale * sum[i][1];
+        acc[i][2] += scale2 * sum[i][2];
+        acc[i][3] += scale2 * sum[i][3];
+    }
 }
 
 /* ---- formats whose scales are not multiplied into the weights ----
  *
  * A number of FP8, INT8 or INT4 is a BF16 exactly, but not with its scale.  So the columns that
  * share a scale, 32 or of FP8 128, are multiplied into accumulators of their own, which are then
- * scaled.  Each of a row's four lanes takes 8 of 32 columns, and they are a chunk of the vector.
- * Lane t's accumulators are those of rows 2t and 2t + 1 of the eight, so it reads these rows'
- * scales. */
+ * scaled.  Each of a row's four lanes takes 8 of 32 columns, and they are a chunk of the vector. */
 
 /* The eight INT4 of a word less their zero point as pairs of BF16, in the packed order of columns,
  * 0 4, 1 5, 2 6, 3 7, or in the other one. */
@@ -634,176 +649,190 @@ __device__ static inline void int4_pairs(uint32_t word, uint32_t less, uint32_t 
 /* acc += a unit of INT4 times the vector: 256 columns.  ldmatrix deals the 16 bytes of 32 columns
  * of each row out to the row's lanes, of four times 32 columns at once. */
 template <int KIND, class Meanwhile>
-__device__ static inline void multiply_int4(float acc[2][4], const uint8_t *slot, const uint16_t *x,
-                                            int lane, int unit, bool has_zeros,
+__device__ static inline void multiply_int4(float acc[4][4], const uint8_t *slot, const uint16_t *x,
+                                            int lane, bool has_zeros, bool full,
                                             Meanwhile meanwhile) {
-    const int t = lane % 4;
+    const int g = lane / 4, t = lane % 4;
     uint32_t zeros = INT4_MIDDLE;
     if (KIND == KIND_INT4_ZEROS || (KIND == KIND_INT4 && has_zeros))
-        zeros = *(const uint32_t *)(slot + UNIT_ZEROS + lane / 4 * 4);
+        zeros = *(const uint32_t *)(slot + UNIT_ZEROS + 4 * g);
     meanwhile();
     const uint8_t *row = slot + piece_at(lane % 8, lane / 8);
-    const uint8_t *scales = slot + UNIT_SCALES + 32 * t;
-    x += 256 * unit;
-#pragma unroll 1
-    for (int half = 0; half < 2; half++, row += 512, scales += 8, x += 128) {
-        const uint2 two = *(const uint2 *)scales, two2 = *(const uint2 *)(scales + 16);
-        const uint32_t even = zeros & 0x0f0f, odd = zeros >> 4 & 0x0f0f;
-        uint32_t word[4];
-        ptx_ldmatrix_x4(word, row);
+    const uint4 s = *(const uint4 *)(slot + UNIT_SCALES + 16 * g);
+    const uint32_t even = zeros & 0x0f0f0f0f, odd = zeros >> 4 & 0x0f0f0f0f;
+    uint32_t word[2][4];
+    ptx_ldmatrix_x4(word[0], row);
+    ptx_ldmatrix_x4(word[1], row + 512);
 #pragma unroll
-        for (int j = 0; j < 4; j++) {   /* 32 columns */
-            const uint32_t s = j < 2 ? two.x : two.y;
-            const uint32_t s2 = j < 2 ? two2.x : two2.y;
-            uint32_t b[4];
-            int4_pairs<KIND != KIND_INT4>(word[j], int4_zero(j % 2 ? odd : even, j / 2), b);
-            float sum[2][4] = {};
-            multiply_chunk(sum, x + 8 * (4 * j + (t ^ j)), b);
-            add_scaled(acc, sum, j % 2 ? bf16_high(s) : bf16_low(s),
-                       j % 2 ? bf16_high(s2) : bf16_low(s2));
-        }
-        if (KIND != KIND_INT4_PACKED) zeros >>= 16;
+    for (int j = 0; j < 4; j++) {       /* 32 columns of each half */
+        const uint32_t s0 = j < 2 ? s.x : s.z;
+        const uint32_t s1 = j < 2 ? s.y : s.w;
+        uint32_t a[4], b[4];
+        int4_pairs<KIND != KIND_INT4>(word[0][j], int4_zero(j % 2 ? odd : even, j / 2), a);
+        int4_pairs<KIND != KIND_INT4>(word[1][j], int4_zero(j % 2 ? odd : even, 2 + j / 2), b);
+        float sum[4][4] = {};
+        multiply_chunk<KIND>(sum, x + 8 * (4 * j + (KIND != KIND_INT4 ? t ^ j : t)), a, b, full);
+        add_scaled(acc, sum, j % 2 ? bf16_high(s0) : bf16_low(s0),
+                   j % 2 ? bf16_high(s1) : bf16_low(s1), full);
     }
 }
 
 /* acc += a unit of FP8 or INT8 times the vector: 128 columns, which share a scale in FP8. */
 template <int KIND, class Meanwhile>
-__device__ static inline void multiply_bytes(float acc[2][4], const uint8_t *slot,
-                                             const uint16_t *x, int lane, int unit,
+__device__ static inline void multiply_bytes(float acc[4][4], const uint8_t *slot,
+                                             const uint16_t *x, int lane, bool full,
                                              Meanwhile meanwhile) {
-    const int t = lane % 4;
-    const float *scale = (const float *)(slot + UNIT_SCALES + 32 * t), *scale2 = scale + 4;
+    const int g = lane / 4, t = lane % 4;
+    const float *scale = (const float *)(slot + UNIT_SCALES + 16 * g);
     meanwhile();
-    float sum[2][4] = {};
+    float sum[4][4] = {};
     /* INT8 is seldom met, so it may take more time for less code. */
-    [[maybe_unused]] constexpr int TURNS = KIND == KIND_FP8 ? 4 : 1;
+    [[maybe_unused]] constexpr int TURNS = KIND == KIND_FP8 ? 2 : 1;
 #pragma unroll TURNS
-    for (int j = 0; j < 4; j++) {       /* 32 columns */
-        const int piece = 512 * (j / 2) + piece_at(lane / 4, 2 * (j % 2) + t / 2);
-        const uint2 own = *(const uint2 *)(slot + piece + 8 * (t % 2));
-        uint32_t b[4];
-        bytes_to_bf16(own.x, KIND == KIND_FP8, b);
-        bytes_to_bf16(own.y, KIND == KIND_FP8, b + 2);
-        multiply_chunk(sum, x + 8 * (4 * j + (t ^ j)) + 128 * unit, b);
+    for (int j = 0; j < 2; j++) {       /* 32 columns of each half */
+        const uint8_t *at = slot + piece_at(g, 2 * j + t / 2) + 8 * (t % 2);
+        uint32_t a[4], b[4];
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            const uint2 own = *(const uint2 *)(at + 512 * k);
+            bytes_to_bf16(own.x, KIND == KIND_FP8, k ? b : a);
+            bytes_to_bf16(own.y, KIND == KIND_FP8, (k ? b : a) + 2);
+        }
+        multiply_chunk<KIND>(sum, x + 8 * (4 * j + t), a, b, full);
         if (KIND == KIND_FP8) continue;
-        add_scaled(acc, sum, scale[j], scale2[j]);
-        for (int k = 0; k < 8; k++) sum[k / 4][k % 4] = 0;
+        add_scaled(acc, sum, scale[2 * j], scale[2 * j + 1], full);
+        for (int k = 0; k < 16; k++) sum[k / 4][k % 4] = 0;
     }
-    if (KIND == KIND_FP8) add_scaled(acc, sum, scale[0], scale2[0]);
+    if (KIND == KIND_FP8) add_scaled(acc, sum, scale[0], scale[0], full);
 }
 
-/* A lane's two pieces of a unit, 16 bytes each, and of NVFP4 the two scales of each piece. */
-typedef struct {
-    uint4 piece[2];
-    uint16_t scales[2];
-} Own;
-
-template <bool SCALES> __device__ static inline Own load_own(const uint8_t *slot) {
+/* The scales of a lane's 16 bytes in both halves of a unit of NVFP4: the first half's two in bytes
+ * 0 and 2, the other's in bytes 1 and 3. */
+__device__ static inline uint32_t own_scales(const uint8_t *slot) {
     const int lane = threadIdx.x % 32, t = lane % 4;
-    Own own = {};
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        own.piece[i] = *(const uint4 *)(slot + piece_at(lane / 4, t) + 512 * i);
-        const uint8_t *two = slot + UNIT_SCALES + 16 * (lane / 4) + 8 * i + 2 * t;
-        if (SCALES) own.scales[i] = *(const uint16_t *)two;
-    }
-    return own;
+    const uint2 both = *(const uint2 *)(slot + UNIT_SCALES + 16 * (lane / 4) + 8 * (t / 2));
+    return __byte_perm(both.x, both.y, t % 2 ? 0x7362 : 0x5140);
 }
 
-/* Where the chunks lie that a lane multiplies with the four words of its first piece of NVFP4, in
- * the vector's row x.  They are 256 columns further for each unit, 128 for the second piece. */
+/* Where a lane reads the vector for the next unit.  x: the unit's first column or, in the lanes
+ * that take the second half, that half's first column.  chunk: of packed NVFP4, the chunks of the
+ * lane's four words. */
 typedef struct {
-    const uint16_t *at[4];
-} Chunks;
+    const uint16_t *x, *chunk[4];
+} Columns;
 
-__device__ static inline Chunks chunks_of(const uint16_t *x) {
+__device__ static inline Columns columns_at(const uint16_t *x) {
     const int t = threadIdx.x % 4;
-    Chunks c;
+    Columns c = {x, {}};
 #pragma unroll
-    for (int k = 0; k < 4; k++) c.at[k] = x + 8 * (4 * t + (k ^ t));
+    for (int k = 0; k < 4; k++) c.chunk[k] = x + 8 * (4 * t + (k ^ t));
     return c;
 }
 
-/* acc += unit `unit` of its rows times the vector.  x: this lane's row of the vector, from the
- * column on that the strip begins with, and its Chunks.  here: the lane, from which the code for
- * FP8, INT8 and INT4 computes its addresses where it needs them (ptx_opaque).  There are four
- * accumulators, as a tensor core needs a while before it can add to the same one again.  Of acc[0]
- * and acc[2] rows 0 to 7 of A count, of acc[1] and acc[3] rows 8 to 15 (see Vector).  A lane whose
- * row of A the vector does not have reads the vector's first row, and its sums are thrown away.
+template <int KIND> __device__ static inline void next_columns(Columns &c) {
+    c.x += 2 * half_of(KIND);
+#pragma unroll
+    for (int k = 0; k < 4; k++) c.chunk[k] += 2 * half_of(KIND);
+}
+
+/* acc += a unit of its rows times the columns `at` of the vector.  Of acc[0] and acc[1], which an
+ * mma each adds to, x times columns 0 to 3 and y times columns 4 to 7 count; when full, x times all
+ * columns, and in acc[2] and acc[3] y times all columns (see Vector).  A lane whose row the vector
+ * does not have reads another row, and its sums are thrown away.  here: the lane, from which the
+ * code for FP8, INT8 and INT4 computes its addresses where it needs them (ptx_opaque).
  * meanwhile() is called once: of the kinds that matter most while the lane's numbers are on their
  * way from shared memory. */
 template <int KIND, class Meanwhile>
 __device__ static inline void multiply_unit(float acc[4][4], const uint8_t *slot,
-                                            const uint16_t *x, const Chunks &chunks, int here,
-                                            int unit, bool has_zeros, Meanwhile meanwhile) {
-    constexpr bool PACKED = KIND == KIND_NVFP4_PACKED, EARLY = KIND == KIND_BF16 || PACKED;
-    Own early = {};
-    if constexpr (EARLY) early = load_own<PACKED>(slot);
+                                            const Columns &at, int here, bool has_zeros, bool full,
+                                            Meanwhile meanwhile) {
+    const uint16_t *x = at.x;
     if constexpr (KIND == KIND_FP8 || KIND == KIND_INT8)
-        return multiply_bytes<KIND>(acc, slot, x, here, unit, meanwhile);
+        return multiply_bytes<KIND>(acc, slot, x, here, full, meanwhile);
     if constexpr (KIND >= KIND_INT4)
-        return multiply_int4<KIND>(acc, slot, x, here, unit, has_zeros, meanwhile);
-    meanwhile();
-    int lane = threadIdx.x % 32, t = lane % 4;
+        return multiply_int4<KIND>(acc, slot, x, here, has_zeros, full, meanwhile);
+    const int lane = threadIdx.x % 32, t = lane % 4;
     const uint8_t *piece = slot + piece_at(lane / 4, t);
-    /* The other kinds are rare, so they may take more time for less code. */
-    [[maybe_unused]] constexpr int TURNS = EARLY ? 2 : 1;
-#pragma unroll TURNS
-    for (int i = 0; i < 2; i++) {
-        const uint4 own = EARLY ? early.piece[i] : *(const uint4 *)(piece + 512 * i);
-        const uint32_t word[4] = {own.x, own.y, own.z, own.w};
-        if constexpr (KIND == KIND_BF16) {
-            const int chunk = 8 * unit + 4 * i + (t ^ i ^ (unit % 2 * 2));
-            multiply_chunk(acc + 2 * i, x + 8 * chunk, word);
-        } else if constexpr (KIND == KIND_F16) {        /* two BF16 that add up to each weight */
-            float f[8];
-            for (int k = 0; k < 8; k++) f[k] = f16_at(piece + 512 * i, k);
-            for (int part = 0; part < 2; part++) {
-                uint32_t b[4];
-                for (int k = 0; k < 4; k++) b[k] = take_bf16(f[2 * k], f[2 * k + 1]);
-                multiply_chunk(acc, x + 8 * (8 * unit + 4 * i + (t ^ i ^ (unit % 2 * 2))), b);
+    if constexpr (KIND == KIND_BF16) {
+        const uint4 u = *(const uint4 *)piece, v = *(const uint4 *)(piece + 512);
+        const uint32_t a[4] = {u.x, u.y, u.z, u.w}, b[4] = {v.x, v.y, v.z, v.w};
+        meanwhile();
+        return multiply_chunk<KIND>(acc, x + 8 * t, a, b, full);
+    }
+    if constexpr (KIND == KIND_NVFP4_PACKED) {
+        const uint4 u = *(const uint4 *)piece, v = *(const uint4 *)(piece + 512);
+        const uint32_t own = own_scales(slot);
+        const uint32_t word[4] = {u.x, u.y, u.z, u.w}, word2[4] = {v.x, v.y, v.z, v.w};
+        meanwhile();
+        const uint32_t scale = scales_of(own << 4), scale2 = scales_of(own >> 4);
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            uint32_t a[4], b[4];
+            if (k < 2) {
+                packed_e2m1<0>(word[k], scale, a);
+                packed_e2m1<0>(word2[k], scale2, b);
+            } else {
+                packed_e2m1<1>(word[k], scale, a);
+                packed_e2m1<1>(word2[k], scale2, b);
             }
-        } else if constexpr (KIND == KIND_NVFP4 || PACKED) {
-            const uint8_t *two = slot + UNIT_SCALES + 16 * (lane / 4) + 8 * i + 2 * t;
-            uint32_t scales = block_scales(PACKED ? early.scales[i] : *(const uint16_t *)two);
-#pragma unroll TURNS * TURNS
-            for (int k = 0; k < 4; k++) {
-                uint32_t b[4], scale = __byte_perm(scales, 0, k < 2 ? 0x1010 : 0x3232);
-                if (PACKED) packed_e2m1(word[k], scale, b);
-                else scaled_e2m1(((const uint32_t *)(piece + 512 * i))[k], scale, b);
-                const int chunk = 256 * unit + 128 * i;         /* of this lane's: see chunks_of */
-                multiply_chunk(acc + (PACKED ? k % 2 * 2 : 0), chunks.at[k] + chunk, b);
-            }
-        } else {                        /* float32: three BF16 that add up to each weight */
-            const uint4 n = *(const uint4 *)(x + 8 * (4 * unit + ((2 * i + t / 2) ^ (unit & 3))));
-            const uint32_t a[4] = {t % 2 ? n.y : n.x, 0,
-                                   t % 2 ? n.w : n.z, 0};
-            float f[4];
-            for (int k = 0; k < 4; k++) f[k] = __uint_as_float(word[k]);
-            for (int k = 0; k < 3; k++) {
-                uint32_t b[2];
-                b[0] = take_bf16(f[0], f[1]);
-                b[1] = take_bf16(f[2], f[3]);
-                ptx_mma_bf16_16816(acc[0], a, b);
-            }
+            multiply_chunk<KIND>(acc, at.chunk[k], a, b, full);
+        }
+        return;
+    }
+    meanwhile();
+    if constexpr (KIND == KIND_F16) {                   /* two BF16 that add up to each weight */
+        float f[16];
+        for (int k = 0; k < 16; k++) f[k] = f16_at(piece + 512 * (k / 8), k % 8);
+        for (int part = 0; part < 2; part++) {
+            uint32_t b[8];
+            for (int k = 0; k < 8; k++) b[k] = take_bf16(f[2 * k], f[2 * k + 1]);
+            multiply_chunk<KIND>(acc, x + 8 * t, b, b + 4, full);
+        }
+    } else if constexpr (KIND == KIND_NVFP4) {
+        const uint32_t own = own_scales(slot);
+        const uint32_t scale = scales_of(own << 4), scale2 = scales_of(own >> 4);
+#pragma unroll 1
+        for (int k = 0; k < 4; k++) {
+            const int half = k < 2 ? 0x1010 : 0x3232;
+            uint32_t a[4], b[4];
+            scaled_e2m1(*(const uint32_t *)(piece + 4 * k), __byte_perm(scale, 0, half), a);
+            scaled_e2m1(*(const uint32_t *)(piece + 4 * k + 512), __byte_perm(scale2, 0, half), b);
+            multiply_chunk<KIND>(acc, x + 8 * (4 * t + k), a, b, full);
+        }
+    } else {                            /* float32: three BF16 that add up to each weight */
+        const uint2 n = *(const uint2 *)(x + 4 * t);
+        const uint2 m = *(const uint2 *)(x + 4 * t + (full ? half_of(KIND) : 0));
+        float f[8];
+        for (int k = 0; k < 8; k++) f[k] = *(const float *)(piece + 512 * (k / 4) + 4 * (k % 4));
+        for (int k = 0; k < 3; k++) {
+            const uint32_t a[4] = {take_bf16(f[0], f[1]), take_bf16(f[4], f[5]),
+                                   take_bf16(f[2], f[3]), take_bf16(f[6], f[7])};
+            const uint32_t b[2] = {n.x, n.y}, c[2] = {m.x, m.y};
+            ptx_mma_bf16_16816(acc[0], a, b);
+            if (full) ptx_mma_bf16_16816(acc[2], a, c);
         }
     }
 }
 
-/* acc += unit `unit` of BF16 rows times two rows of A in each lane: see multiply_chunk_twice, and
- * multiply_unit of meanwhile. */
+/* acc += unit `unit` of BF16 rows times 16 rows of the vector, of which x and x2 are this lane's,
+ * in the order of sums that multiply_unit has.  Here the vector is A: rows 0 to 7 from x, 8 to 15
+ * from x2. */
 template <class Meanwhile>
 __device__ static inline void multiply_bf16_twice(float acc[4][4], const uint8_t *slot,
                                                   const uint16_t *x, const uint16_t *x2, int unit,
                                                   Meanwhile meanwhile) {
-    const int t = threadIdx.x % 4;
-    const Own early = load_own<false>(slot);
+    const int lane = threadIdx.x % 32;
+    const uint8_t *piece = slot + piece_at(lane / 4, lane % 4);
+    const uint4 own[2] = {*(const uint4 *)piece, *(const uint4 *)(piece + 512)};
     meanwhile();
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        const uint4 own = early.piece[i];
-        const uint32_t word[4] = {own.x, own.y, own.z, own.w};
-        multiply_chunk_twice(acc + 2 * i, x, x2, 8 * unit + 4 * i + (t ^ i ^ (unit % 2 * 2)), word);
+        const int at = 64 * unit + 32 * i + 8 * (lane % 4);
+        const uint4 n = *(const uint4 *)(x + at), m = *(const uint4 *)(x2 + at);
+        const uint32_t first[4] = {n.x, m.x, n.y, m.y}, second[4] = {n.z, m.z, n.w, m.w};
+        const uint32_t b[4] = {own[i].x, own[i].y, own[i].z, own[i].w};
+        ptx_mma_bf16_16816(acc[i], first, b);
+        ptx_mma_bf16_16816(acc[2 + i], second, b + 2);
     }
 }
 
@@ -819,7 +848,7 @@ typedef struct {
 __host__ __device__ static inline int n_edges(int n) { return 2 * STREAM_WARPS * 2 * n; }
 
 /* The tokens of a vector: its row token * parts + p is part p of that token.  parts is 1 or
- * ROW_PARTS; n * parts is at most eight, as an mma has so many rows for them. */
+ * ROW_PARTS; n * parts is at most eight, as an mma has so many columns of B for them. */
 typedef struct {
     int n, parts;
 } Tokens;
@@ -827,22 +856,23 @@ typedef struct {
 /* Calls multiply(where, unit, meanwhile) for the next m units of eight rows, from unit `unit` of
  * the rows on; `where` is where a unit lies in shared memory.  For each unit that is multiplied one
  * is fetched by `meanwhile`, unless all units are.  slot: where the next unit to be multiplied lies
- * in the ring; free: where the next one that is fetched goes.  Both move on. */
+ * in the ring; free: where the next one that is fetched goes; in bytes from feed.ring.  Both move
+ * on. */
 template <int DEPTH, class Multiply>
-__device__ static inline void multiply_run(Feed &feed, uint8_t *&slot, uint8_t *&free, int unit,
+__device__ static inline void multiply_run(Feed &feed, int &slot, int &free, int unit,
                                            int m, Multiply multiply) {
     const uint64_t policy = ptx_evict_first();
-    uint8_t *now = slot, *before = free, *const last = last_slot<DEPTH>(feed);
+    int now = slot, before = free;
 #pragma unroll 1
     for (const int end = unit + m; unit < end; unit++) {
         ptx_cp_async_wait<units_of_ring(DEPTH) - 2>();
         __syncwarp();                   /* all lanes' copies are there, and `before` is read */
-        multiply(now, unit, [&] {
-            fetch<DEPTH>(feed, before, policy);
+        multiply(feed.ring + now, unit, [&] {
+            fetch<DEPTH>(feed, feed.ring + before, policy);
             ptx_cp_async_commit();
         });
         before = now;
-        now = now == last ? feed.ring : now + unit_shared(DEPTH);
+        now = now == last_slot(DEPTH) ? 0 : now + unit_shared(DEPTH);
     }
     slot = now;
     free = before;
@@ -887,11 +917,13 @@ __device__ static inline void stream(Feed &feed, const Strip *strip, const Vecto
                                      const Vector &then_y, const Tokens &tokens, Edge *edges,
                                      Done done, Ahead ahead) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int part = lane / 4 < tokens.n * tokens.parts ? lane / 4 : 0;
-    const int token = tokens.parts == 1 ? lane / 4 : lane / 4 / ROW_PARTS;
-    /* This lane has the token's first part, and adds the others to it. */
-    const bool adds = token < tokens.n && token * tokens.parts == lane / 4;
-    uint8_t *slot = feed.ring, *free = last_slot<DEPTH>(feed);
+    /* The row of the vector that this lane reads, and at which half of a unit: see Vector.  A lane
+     * that has no row of its own reads one whose banks its neighbours do not need. */
+    const int n_rows = tokens.n * tokens.parts, t = lane % 4;
+    const bool full = n_rows > 4;
+    const int row = full ? lane / 4 : lane / 4 % 4, half = full ? 0 : lane / 16;
+    const int part = row < n_rows ? row : row % 2 % n_rows;
+    int slot = 0, free = last_slot(DEPTH);
     /* `begun`: of the rows that this warp began, not of those that another one began. */
     auto edge = [&](int span, int of_warp, int begun, int of_token) -> Edge & {
         return edges[((span * STREAM_WARPS + of_warp) * 2 + begun) * tokens.n + of_token];
@@ -911,20 +943,25 @@ __device__ static inline void stream(Feed &feed, const Strip *strip, const Vecto
                 kind = KIND_INT4_ZEROS;
             const uint16_t *x = span ? then_y.at + part * then_y.stride : y.at + part * y.stride;
             x += s.y;
-            const Chunks chunks = chunks_of(x);
             float acc[4][4] = {};
             for (int at = 0, m; at < n; at += m) {
                 m = feed.run ? min(feed.run, n - at) : n - at;
                 const int unit = of + at, here = DEPTH < EVERY_KIND ? lane : ptx_opaque(lane);
-#define RUN(KIND)                                                                                \
-    multiply_run<DEPTH>(feed, slot, free, unit, m, [&](const uint8_t *where, int u, auto next) { \
-        multiply_unit<KIND>(acc, where, x, chunks, here, u, s.scale_step > 16, next);            \
-    })
-#define RUN_OTHER(KIND) if (kind == KIND) RUN((DEPTH < EVERY_KIND ? KIND_F32 : KIND))
-                if (kind == KIND_BF16) RUN(KIND_BF16);
-                else if (kind == KIND_NVFP4_PACKED) RUN(KIND_NVFP4_PACKED);
-                else if (kind == KIND_NVFP4) RUN(KIND_NVFP4);
-                else if (DEPTH < EVERY_KIND || kind == KIND_F32) RUN(KIND_F32);
+#define RUN(KIND, WIDE)                                                                          \
+    do {                                                                                         \
+        Columns columns = columns_at(x + half_of(KIND) * (2 * unit + half));                     \
+        multiply_run<DEPTH>(feed, slot, free, unit, m, [&](const uint8_t *where, int, auto next) { \
+            multiply_unit<KIND>(acc, where, columns, here, s.scale_step > 16, WIDE, next);       \
+            next_columns<KIND>(columns);                                                         \
+        });                                                                                      \
+    } while (0)
+#define RUN_OTHER(KIND) if (kind == KIND) RUN((DEPTH < EVERY_KIND ? KIND_F32 : KIND), full)
+                if (kind == KIND_BF16 && full) RUN(KIND_BF16, true);
+                else if (kind == KIND_BF16) RUN(KIND_BF16, false);
+                else if (kind == KIND_NVFP4_PACKED && full) RUN(KIND_NVFP4_PACKED, true);
+                else if (kind == KIND_NVFP4_PACKED) RUN(KIND_NVFP4_PACKED, false);
+                else if (kind == KIND_NVFP4) RUN(KIND_NVFP4, full);
+                else if (DEPTH < EVERY_KIND || kind == KIND_F32) RUN(KIND_F32, full);
                 else RUN_OTHER(KIND_INT4_PACKED);
                 else RUN_OTHER(KIND_FP8);
                 else RUN_OTHER(KIND_INT8);
@@ -933,34 +970,38 @@ __device__ static inline void stream(Feed &feed, const Strip *strip, const Vecto
                 else RUN_OTHER(KIND_F16);
 #undef RUN
 #undef RUN_OTHER
-                /* Where the scales are not multiplied into the weights these are zero anyway.
-                 * Written here, they take no registers in those loops. */
-                if (DEPTH > EVERY_KIND && kind >= KIND_FP8) {
-                    for (int k = 0; k < 2; k++)
-                        acc[0][2 + k] = acc[1][k] = 0;
-                    for (int k = 0; k < 8; k++)
-                        acc[2 + k / 4][k % 4] = 0;
-                }
                 if (feed.run && !(feed.run -= m)) aim<DEPTH>(feed, strip);
             }
             const bool whole = n == s.units, begun = of > 0, ends = of + n == s.units;
-            /* Lane 4 * (row of the vector) + t has the sums of rows 2t and 2t + 1. */
+            /* Lane 4 * r + t gets the sums of row r of the eight with two rows of the vector: 2t
+             * and 2t + 1 when full, otherwise 2 (t % 2) and 2 (t % 2) + 1. */
+            float v[2];
 #pragma unroll
             for (int k = 0; k < 2; k++) {
-                float v = (acc[0][k] + acc[2][k]) + (acc[1][2 + k] + acc[3][2 + k]);
-                if (tokens.parts == 3) {
-                    const float second = __shfl_down_sync(0xffffffffu, v, 4);
-                    const float third = __shfl_down_sync(0xffffffffu, v, 8);
-                    v = v + second + third;
+                if (full) v[k] = (acc[0][k] + acc[1][k]) + (acc[2][2 + k] + acc[3][2 + k]);
+                else {
+                    v[k] = t < 2 ? acc[0][k] + acc[1][k] : acc[0][2 + k] + acc[1][2 + k];
+                    v[k] += __shfl_xor_sync(0xffffffffu, v[k], 2);
                 }
-                if (!adds) continue;
-                const int r = 2 * (lane % 4) + k;
+            }
+            /* Lane t = 0 has the first part of the first token, t = 1 that of the second one. */
+            if (tokens.parts == 3) {
+                const float next = __shfl_down_sync(0xffffffffu, v[0], 1);
+                const float after = __shfl_down_sync(0xffffffffu, v[1], 1);
+                v[0] = v[0] + v[1] + next;
+                v[1] = v[1] + next + after;
+            }
+#pragma unroll
+            for (int k = 0; k < 2; k++) {
+                const int token = tokens.parts == 3 ? k : 2 * t + k, r = lane / 4;
+                const bool has = tokens.parts == 3 ? t == k : t < 2 || full;
+                if (!has || token >= tokens.n) continue;
                 if (whole) {
-                    if (8 * tile + r < rows) done(which, 8 * tile + r, token, v * by);
+                    if (8 * tile + r < rows) done(which, 8 * tile + r, token, v[k] * by);
                     continue;
                 }
                 Edge &e = edge(span, warp, !begun, token);
-                e.sum[r] = v;
+                e.sum[r] = v[k];
                 e.strip = which;
                 e.row = 8 * tile;
                 e.ends = ends;

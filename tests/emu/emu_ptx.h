@@ -53,6 +53,7 @@ static inline void ptx_cp_async4(void *smem, const void *global, EMU_HERE) { emu
 static inline void ptx_cp_async8(void *smem, const void *global, EMU_HERE) { emu::cp_async(smem, global, 8, 8, EMU_AT); }
 static inline void ptx_cp_async16(void *smem, const void *global, EMU_HERE) { emu::cp_async(smem, global, 16, 16, EMU_AT); }
 static inline void ptx_cp_async16_zfill(void *smem, const void *global, int bytes, EMU_HERE) { emu::cp_async(smem, global, 16, bytes, EMU_AT); }
+static inline void ptx_cp_async4_zfill(void *smem, const void *global, int bytes, EMU_HERE) { emu::cp_async(smem, global, 4, bytes, EMU_AT); }
 static inline uint64_t ptx_evict_first() { return 0; }
 static inline void ptx_cp_async16_once(void *smem, const void *global, int bytes, uint64_t, EMU_HERE) { emu::cp_async(smem, global, 16, bytes, EMU_AT); }
 static inline void ptx_cp_async_commit() { emu::cp_async_commit(); }
@@ -107,6 +108,9 @@ static inline unsigned ptx_cvt_bf16x2_f32(float lo, float hi) {
 static inline unsigned ptx_mul_bf16x2(unsigned a, unsigned b) {
     return ptx_cvt_bf16x2_f32(emu::bf16_to_float(a & 0xffff) * emu::bf16_to_float(b & 0xffff),
                               emu::bf16_to_float(a >> 16) * emu::bf16_to_float(b >> 16));
+}
+template <int HALF> inline unsigned ptx_mul_bf16x2_by(unsigned a, unsigned b) {
+    return ptx_mul_bf16x2(a, (b >> 16 * HALF & 0xffff) * 0x10001);
 }
 static inline unsigned ptx_add_bf16x2(unsigned a, unsigned b) {
     return ptx_cvt_bf16x2_f32(emu::bf16_to_float(a & 0xffff) + emu::bf16_to_float(b & 0xffff),
