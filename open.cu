@@ -520,7 +520,7 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
     if (e == cudaSuccess) e = cudaDeviceGetAttribute(&d->ahead, cudaDevAttrL2CacheSize, 0);
     if (e == cudaSuccess) e = cudaFuncGetAttributes(&loaded, row_kernel<DEEP>);
     d->shared_limit -= STATIC_SHARED;
-    d->ahead /= 8;                      /* most of the cache is for what is in use meanwhile */
+    d->ahead /= 4;                      /* most of the cache is for what is in use meanwhile */
     /* Machine code from PTX for sm_80 has no ptx_grid_wait, whatever the chip is. */
     gpu_can_overlap = loaded.ptxVersion >= 90;
     if (e != cudaSuccess) fail(err, "GPU: %s", cudaGetErrorString(e));

@@ -192,7 +192,7 @@ class Model:
                         turn=m.warm(8 * n * hd // 2), vector=m.warm(vector_bytes(HEADS * hd, max(n, 3))) if n <= 8 else 0, vector_parts=3 if n == 1 else 1, splits=splits, unsplit=whole, joined_apart=apart, partial=m.warm(4 * every * row_tiles * kv * 16 * rw * (hd + 2)), ticket=m.zeros(4 * every * row_tiles * kv), out=m.warm(4 * n * HEADS * hd))
         flop = 4 * n * (self.context + n / 2 if kind == 'global' else min(WINDOW, self.context + n / 2)) * HEADS * hd
         if n <= 8:
-            self.of_attend[kind], a.ahead = grid[0] * grid[1], self.gpu['l2_size'] // 8 // (grid[0] * grid[1])
+            self.of_attend[kind], a.ahead = grid[0] * grid[1], self.gpu['l2_size'] // 4 // (grid[0] * grid[1])
             m.brings(m.ahead_of(l.o, self.of_attend[kind], a.ahead))
         out = [Launch('attend ' + kind, kernel, grid, 32 * rw * cw, shared, [('Attend', a)], m,
                       sample=10 ** 6 if n <= 16 else 4, flop=flop, **{step: per})]
@@ -207,7 +207,7 @@ class Model:
         """A kernel of stream.cu: one block for each multiprocessor."""
         return Launch(name, '%sILi%dE' % (kernel, self.depth + 16 * self.every_kind), (self.gpu['sms'],), 32 * STREAM_WARPS, self.ring + shared, arguments, m, **per)
 
-    def has_many(self, m, w, blocks): m.has(m.ahead_of(w, blocks, self.gpu['l2_size'] // 8 // blocks))
+    def has_many(self, m, w, blocks): m.has(m.ahead_of(w, blocks, self.gpu['l2_size'] // 4 // blocks))
     def has(self, m, w): m.has(m.ahead_of(w, self.gpu['sms']))
     def brings(self, m, w): m.brings(m.ahead_of(w, self.gpu['sms']))
     def share(self, n, rows): return 4 * n * (rows // self.gpu['sms'] + 1)
@@ -295,14 +295,15 @@ class Model:
             out[-1].sample = 3
         elif n <= 4 and vector_bytes(HIDDEN, 12) <= self.limit + 1024 - 5120 - self.ring:       # has_few_head
             y = m.warm(vector_bytes(HIDDEN, 12))
-            self.has_many(m, w, n)
+            shares = self.gpu['sms'] // n
+            self.has_many(m, w, n * shares)
             out.append(self.stream('head of %d' % n, '15few_head_kernel', vector_bytes(HIDDEN, 12), [('Weight', w), ('pointer', y), ('int', n), ('float', 30), ('pointer', m.warm(4 * n * VOCAB))], m, **{s: per}))
             out[-1].sample = 3
             m = Memory(); l = self.layer(m, 'sliding')
             to, next = self.VectorTo(norm=m.cold(4 * HIDDEN), to=m.warm(vector_bytes(HIDDEN, 12))), self.weight(m, BF16, VOCAB, HIDDEN)
-            m.brings(m.ahead_of(next, n, self.gpu['l2_size'] // 8 // n))
-            out.insert(0, Launch('norm before head', '15few_norm_kernel8', (n, 1), 32 * STREAM_WARPS, 4 * HIDDEN, [('Residual', self.residual(m, l, 'attention', b'', n)), ('int', HIDDEN), ('int', 3),
-                       ('VectorTo', to), ('VectorTo', self.VectorTo()), ('Router', self.Router()), ('Weight', next), ('int', self.gpu['l2_size'] // 8 // n)], m, sample=10 ** 6, **{s: per}))
+            m.brings(m.ahead_of(next, n * shares, self.gpu['l2_size'] // 4 // (n * shares)))
+            out.insert(0, Launch('norm before head', '15few_norm_kernel8', (n, shares), 32 * STREAM_WARPS, 4 * HIDDEN, [('Residual', self.residual(m, l, 'attention', b'', n)), ('int', HIDDEN), ('int', 3),
+                       ('VectorTo', to), ('VectorTo', self.VectorTo()), ('Router', self.Router()), ('Weight', next), ('int', self.gpu['l2_size'] // 4 // (n * shares))], m, sample=10 ** 6, **{s: per}))
         else:
             out.append(self.product('head of %d' % n, w, None, n, 3, m, s, per, softcap=30))
         values = random.Random(1)
@@ -357,12 +358,13 @@ class Model:
         tokens = self.Tokens(n=n, parts=1)
         def norms(name, end, per, many, router, rows, cols, dtype):
             m = Memory(); l = self.layer(m, 'sliding')
-            next, blocks = self.weight(m, dtype, rows, cols), n * (EXPERTS // 4 if router else 1)
-            m.brings(m.ahead_of(next, blocks, self.gpu['l2_size'] // 8 // blocks))
+            next, shares = self.weight(m, dtype, rows, cols), EXPERTS // 4 if router else sms // n
+            blocks = n * shares
+            m.brings(m.ahead_of(next, blocks, self.gpu['l2_size'] // 4 // blocks))
             to = [self.VectorTo(norm=m.cold(4 * HIDDEN), to=m.warm(vector_bytes(HIDDEN, n)), packed=0) for _ in range(many)] + [self.VectorTo()]
             r = self.Router(w=l.router, scale=l.router_scale, factor=1, score=m.warm(4 * n * EXPERTS)) if router else self.Router()
-            out.append(Launch(name, '15few_norm_kernel8', (n, EXPERTS // 4 if router else 1), 32 * STREAM_WARPS, 4 * HIDDEN, [('Residual', self.residual(m, l, end, b'', n)), ('int', HIDDEN), ('int', 1),
-                       ('VectorTo', to[0]), ('VectorTo', to[1]), ('Router', r), ('Weight', next), ('int', self.gpu['l2_size'] // 8 // blocks)], m, sample=10 ** 6, **{s: per}))
+            out.append(Launch(name, '15few_norm_kernel8', (n, shares), 32 * STREAM_WARPS, 4 * HIDDEN, [('Residual', self.residual(m, l, end, b'', n)), ('int', HIDDEN), ('int', 1),
+                       ('VectorTo', to[0]), ('VectorTo', to[1]), ('Router', r), ('Weight', next), ('int', self.gpu['l2_size'] // 4 // blocks)], m, sample=10 ** 6, **{s: per}))
             out[-1].early = end == 'attention'
         def rows(name, weights, per, m, again=0):
             cols, columns = weights[0].cols, wide(weights[0].cols)
@@ -377,7 +379,7 @@ class Model:
             norms('norm before qkv', 'layer', per, 1, False, HEADS * hd, HIDDEN, self.dense)
             m = Memory()
             w = [self.weight(m, self.dense, HEADS * hd, HIDDEN, 1)] + [self.weight(m, self.dense, kv * hd, HIDDEN, 1) for _ in range(1 if kind == 'global' else 2)]
-            self.has_many(m, w[0], n)
+            self.has_many(m, w[0], n * (sms // n))
             rows('q, k, v ' + kind, w, per, m, kv * hd if kind == 'global' else 0)
             if n * HEADS // kv > 16: out.append(self.rope(kind, n, s, per))
             out += self.attend(kind, n, s, per)

@@ -325,7 +325,7 @@ static void execute(SM &s, Warp &w, int q) {
     auto lsu = [&](double turns) { s.lsu = std::max(s.lsu, (double)now) + turns; lsu_busy += turns; return s.lsu; };
     if (now >= 0) s.issued++, issued++, class_count[p.cls]++;
     switch (p.code) {
-    case EXIT: sp->mask &= ~m; break;
+    case EXIT: sp->mask &= ~(m & (np ? pred(w, o[ps[0]]) : ~0u)); break;
     case BRA: {
         if (p.divert) break;
         u32 cond = ~0u; for (int k = 0; k < np; k++) cond &= p.whole_warp && !(pred(w, o[ps[k]]) & 1) ? 0 : pred(w, o[ps[k]]);
