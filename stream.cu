@@ -770,8 +770,9 @@ __device__ static inline void multiply_unit(float acc[4][4], const uint8_t *slot
                 uint32_t b[4], scale = __byte_perm(scales, 0, k < 2 ? 0x1010 : 0x3232);
                 if (PACKED) packed_e2m1(word[k], scale, b);
                 else scaled_e2m1(((const uint32_t *)(piece + 512 * i))[k], scale, b);
-                const int chunk = 256 * unit + 128 * i;         /* of this lane's: see chunks_of */
-                multiply_chunk(acc + (PACKED ? k % 2 * 2 : 0), chunks.at[k] + chunk, b);
+                /* Where k is a variable, `chunks` would lie in the GPU's memory. */
+                const uint16_t *at = PACKED ? chunks.at[k] : x + 8 * (4 * t + (k ^ t));
+                multiply_chunk(acc + (PACKED ? k % 2 * 2 : 0), at + 256 * unit + 128 * i, b);
             }
         } else {                        /* float32: three BF16 that add up to each weight */
             const uint4 n = *(const uint4 *)(x + 8 * (4 * unit + ((2 * i + t / 2) ^ (unit & 3))));
@@ -903,7 +904,7 @@ __device__ static inline void stream(Feed &feed, const Strip *strip, const Vecto
         int which = all.strip, tile = all.tile, of = all.unit;
         for (int left = all.left; left;) {
             const Strip &s = strip[which];
-            const int n = min(left, s.units - of), rows = s.rows;
+            const int units = s.units, rows = s.rows;
             const float by = s.factor;
             int kind = s.kind;
             if (DEPTH > EVERY_KIND && kind == KIND_INT4_PACKED && s.scale_step > 16)
@@ -911,65 +912,71 @@ __device__ static inline void stream(Feed &feed, const Strip *strip, const Vecto
             const uint16_t *x = span ? then_y.at + part * then_y.stride : y.at + part * y.stride;
             x += s.y;
             const Chunks chunks = chunks_of(x);
-            float acc[4][4] = {};
-            for (int at = 0, m; at < n; at += m) {
-                m = feed.run ? min(feed.run, n - at) : n - at;
-                const int unit = of + at, here = DEPTH < EVERY_KIND ? lane : ptx_opaque(lane);
+            /* Eight rows after eight rows of this strip, or their units that are the warp's. */
+            do {
+                const int n = min(left, units - of);
+                float acc[4][4] = {};
+                for (int at = 0, m; at < n; at += m) {
+                    m = feed.run ? min(feed.run, n - at) : n - at;
+                    const int unit = of + at, here = DEPTH < EVERY_KIND ? lane : ptx_opaque(lane);
 #define RUN(KIND)                                                                                \
     multiply_run<DEPTH>(feed, slot, free, unit, m, [&](const uint8_t *where, int u, auto next) { \
         multiply_unit<KIND>(acc, where, x, chunks, here, u, s.scale_step > 16, next);            \
     })
 #define RUN_OTHER(KIND) if (kind == KIND) RUN((DEPTH < EVERY_KIND ? KIND_F32 : KIND))
-                if (kind == KIND_BF16) RUN(KIND_BF16);
-                else if (kind == KIND_NVFP4_PACKED) RUN(KIND_NVFP4_PACKED);
-                else if (kind == KIND_NVFP4) RUN(KIND_NVFP4);
-                else if (DEPTH < EVERY_KIND || kind == KIND_F32) RUN(KIND_F32);
-                else RUN_OTHER(KIND_INT4_PACKED);
-                else RUN_OTHER(KIND_FP8);
-                else RUN_OTHER(KIND_INT8);
-                else RUN_OTHER(KIND_INT4);
-                else RUN_OTHER(KIND_INT4_ZEROS);
-                else RUN_OTHER(KIND_F16);
+                    if (kind == KIND_BF16) RUN(KIND_BF16);
+                    else if (kind == KIND_NVFP4_PACKED) RUN(KIND_NVFP4_PACKED);
+                    else if (kind == KIND_NVFP4) RUN(KIND_NVFP4);
+                    else if (DEPTH < EVERY_KIND || kind == KIND_F32) RUN(KIND_F32);
+                    else RUN_OTHER(KIND_INT4_PACKED);
+                    else RUN_OTHER(KIND_FP8);
+                    else RUN_OTHER(KIND_INT8);
+                    else RUN_OTHER(KIND_INT4);
+                    else RUN_OTHER(KIND_INT4_ZEROS);
+                    else RUN_OTHER(KIND_F16);
 #undef RUN
 #undef RUN_OTHER
-                /* Where the scales are not multiplied into the weights these are zero anyway.
-                 * Written here, they take no registers in those loops. */
-                if (DEPTH > EVERY_KIND && kind >= KIND_FP8) {
-                    for (int k = 0; k < 2; k++)
-                        acc[0][2 + k] = acc[1][k] = 0;
-                    for (int k = 0; k < 8; k++)
-                        acc[2 + k / 4][k % 4] = 0;
+                    /* Where the scales are not multiplied into the weights these are zero anyway.
+                     * Written here, they take no registers in those loops. */
+                    if (DEPTH > EVERY_KIND && kind >= KIND_FP8) {
+                        for (int k = 0; k < 2; k++)
+                            acc[0][2 + k] = acc[1][k] = 0;
+                        for (int k = 0; k < 8; k++)
+                            acc[2 + k / 4][k % 4] = 0;
+                    }
+                    if (feed.run && !(feed.run -= m)) aim<DEPTH>(feed, strip);
                 }
-                if (feed.run && !(feed.run -= m)) aim<DEPTH>(feed, strip);
-            }
-            const bool whole = n == s.units, begun = of > 0, ends = of + n == s.units;
-            /* Lane 4 * (row of the vector) + t has the sums of rows 2t and 2t + 1. */
+                /* Lane 4 * (row of the vector) + t has the sums of rows 2t and 2t + 1. */
+                float v[2];
 #pragma unroll
-            for (int k = 0; k < 2; k++) {
-                float v = (acc[0][k] + acc[2][k]) + (acc[1][2 + k] + acc[3][2 + k]);
+                for (int k = 0; k < 2; k++)
+                    v[k] = (acc[0][k] + acc[2][k]) + (acc[1][2 + k] + acc[3][2 + k]);
                 if (tokens.parts == 3) {
-                    const float second = __shfl_down_sync(0xffffffffu, v, 4);
-                    const float third = __shfl_down_sync(0xffffffffu, v, 8);
-                    v = v + second + third;
+#pragma unroll
+                    for (int k = 0; k < 2; k++) {
+                        const float second = __shfl_down_sync(0xffffffffu, v[k], 4);
+                        const float third = __shfl_down_sync(0xffffffffu, v[k], 8);
+                        v[k] = v[k] + second + third;
+                    }
                 }
-                if (!adds) continue;
-                const int r = 2 * (lane % 4) + k;
-                if (whole) {
-                    if (8 * tile + r < rows) done(which, 8 * tile + r, token, v * by);
-                    continue;
+                const int r = 2 * (lane % 4), row = 8 * tile + r;
+                if (adds && n == units) {
+                    if (row < rows) done(which, row, token, v[0] * by);
+                    if (row + 1 < rows) done(which, row + 1, token, v[1] * by);
+                } else if (adds) {
+                    Edge &e = edge(span, warp, of == 0, token);
+                    e.strip = which;
+                    e.row = 8 * tile;
+                    e.ends = of + n == units;
+                    e.sum[r] = v[0];
+                    e.sum[r + 1] = v[1];
                 }
-                Edge &e = edge(span, warp, !begun, token);
-                e.sum[r] = v;
-                e.strip = which;
-                e.row = 8 * tile;
-                e.ends = ends;
-            }
-            /* The next units: of these rows, or of the next eight, perhaps of the next strip. */
-            left -= n;
-            of += n;
-            if (!ends) continue;
-            of = 0;
-            if (8 * ++tile < rows) continue;
+                left -= n;
+                of += n;
+                if (of < units) break;  /* then nothing is left */
+                of = 0;
+                tile++;
+            } while (left && 8 * tile < rows);
             tile = 0;
             do which++;
             while (left && !strip[which].rows);
