@@ -89,15 +89,20 @@ static bool is_few(const Device *d) {
            (few_up_bytes(d, experts) <= room && few_down_bytes(d, experts) <= room);
 }
 
-/* Launches few_norm_kernel: settles the residual stream, makes norms of it, and the router's
- * scores.  next: the matrix that is read next. */
+/* Launches few_norm_kernel: settles r, the residual stream of n tokens, makes norms of it, and the
+ * router's scores.  next: the matrix that is read next. */
+static void few_norms_of(Device *d, const Residual &r, int n, int parts, const VectorTo &a,
+                         const VectorTo &b, const Router &router, const Weight &next) {
+    const int hidden = d->c->hidden;
+    const int idle = d->stream_blocks > n ? d->stream_blocks / n : 1;
+    const int shares = router.w.data ? (router.w.rows + ROUTER_ROWS - 1) / ROUTER_ROWS : idle;
+    GPU_LAUNCH(few_norm_kernel, dim3(n, shares), dim3(STREAM_THREADS), 4 * (size_t)hidden,
+               d->stream, r, hidden, parts, a, b, router, next, d->ahead / (n * shares));
+    launched("norms");
+}
 static void few_norms(Device *d, const VectorTo &a, const VectorTo &b, const Router &router,
                       const Weight &next) {
-    int shares = router.w.data ? (router.w.rows + ROUTER_ROWS - 1) / ROUTER_ROWS : 1;
-    GPU_LAUNCH(few_norm_kernel, dim3(d->n, shares), dim3(STREAM_THREADS), 4 * (size_t)d->c->hidden,
-               d->stream, residual(d, 0), d->c->hidden, vector_parts(d), a, b, router,
-               next, d->ahead / (d->n * shares));
-    launched("norms");
+    few_norms_of(d, residual(d, 0), d->n, vector_parts(d), a, b, router, next);
     settled(d, 0);
 }
 
@@ -727,10 +732,7 @@ static void launch_head(Device *d, int first, int n, const int *few) {
                d->logits);
     else if (has_few_head(d, n)) {
         const VectorTo to = {d->final_norm, d->few_head_y, 0}, none = {};
-        GPU_LAUNCH(few_norm_kernel, dim3(n), dim3(STREAM_THREADS), 4 * (size_t)c->hidden,
-                   d->stream, r, c->hidden, ROW_PARTS, to, none, Router(), d->head,
-                   d->ahead / n);
-        launched("norms");
+        few_norms_of(d, r, n, ROW_PARTS, to, none, Router(), d->head);
         STREAM(d, few_head_kernel, few_head_shared(d), d->head, d->few_head_y, n, c->softcap,
                d->logits);
     } else {

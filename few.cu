@@ -55,7 +55,8 @@ __device__ static inline float dot4(float4 a, float4 b) {
 /* Settles the residual stream of token blockIdx.x (see Residual).  Each of the token's gridDim.y
  * blocks does that for itself, and takes a share of at most ROUTER_ROWS of the router's rows.  The
  * first of them also writes x' to r.to, which is not r.x but may be NULL, and up to two norms of x'
- * to vectors.
+ * to vectors.  Blocks without a share of the router only bring what is read next, as one
+ * multiprocessor cannot begin so many loads at once.
  * What the kernels ahead wrote is read after ptx_grid_wait.
  * grid (tokens, blocks for a token); STREAM_THREADS threads; dynamic shared memory: floats
  * [hidden].
@@ -103,6 +104,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 2)
     bring_ahead(next, ahead);
     ptx_grid_wait();
     ptx_grid_launch_dependents();
+    if (share && first_row == end_row) return;
 
     /* 2. x' and the scale of its norm. */
     Fours x = {};

@@ -301,15 +301,12 @@ template <int FORMAT, int MT, int PARTS> struct WarpTile {
         uint32_t scale[2];
     };
     __device__ Packed load_packed(const uint8_t *rows) const {
-        Packed packed;
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            const int line = line0 + 8 * i + threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-            packed.word[i] = *(const uint2 *)(rows + line * 32 + 8 * t);
-            uint32_t scale = block_scales(rows[GEMM_ROWS * 32 + line * 4 + t]);
-            packed.scale[i] = __byte_perm(scale, 0, 0x1010);
-        }
-        return packed;
+        const int line = line0 + threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+        const uint8_t *words = rows + line * 32 + 8 * t;
+        const uint8_t *two = rows + GEMM_ROWS * 32 + line * 4 + t;
+        const uint32_t scales = block_scales(two[0] | two[8 * 4] << 8);
+        return {{*(const uint2 *)words, *(const uint2 *)(words + 8 * 32)},
+                {__byte_perm(scales, 0, 0x1010), __byte_perm(scales, 0, 0x3232)}};
     }
 
     /* INT4, FP8, INT8: A of two mma, which take 32 columns (`half` of the step's 64) together, of
@@ -362,11 +359,18 @@ template <int FORMAT, int MT, int PARTS> struct WarpTile {
         }
     }
 
-    /* B of the same two mma, for the j-th eight of the warp's tokens and the next eight. */
-    __device__ void load_tokens(uint32_t b[2][4], const uint8_t *tokens, int half, int j) const {
+    /* Whether eight tokens are multiplied alone, not sixteen at once: after short prompts most
+     * experts, which are NVFP4, have no more. */
+    __device__ static bool eight_alone(int count) { return FORMAT == TILE_NVFP4 && count <= 8; }
+
+    /* B of the same two mma, for the j-th eight of the warp's tokens and, if there is one, the next
+     * eight. */
+    __device__ void load_tokens(uint32_t b[2][4], const uint8_t *tokens, int half, int j,
+                                bool two = true) const {
         const int lane = threadIdx.x % 32;
 #pragma unroll
         for (int i = 0; i < 2; i++) {
+            if (i && !two) break;
             const uint8_t *lines = tokens + ((j + i) * GROUPS + group) * 8 * 128;
             if (in_registers(FORMAT)) {
                 const int t = lane % 4, chunk = scales_sums(FORMAT) ? 4 * half + t : 2 * t + half;
@@ -384,6 +388,12 @@ template <int FORMAT, int MT, int PARTS> struct WarpTile {
     __device__ void multiply(const uint32_t a[ROW_TILES][2][4], const uint8_t *tokens, int half,
                              int count) {
         uint32_t b[2][2][4];
+        if (eight_alone(count)) {
+            load_tokens(b[0], tokens, half, 0, false);
+            ptx_mma_bf16_16816(acc[0][0], a[0][0], b[0][0]);
+            ptx_mma_bf16_16816(acc[0][0], a[0][1], b[0][0] + 2);
+            return;
+        }
         load_tokens(b[0], tokens, half, 0);
 #pragma unroll
         for (int j = 0; j < EIGHTS; j += 2) {
@@ -537,7 +547,8 @@ __global__ static void __launch_bounds__(THREADS, MT == 1 && FORMAT != TILE_ANY 
     if (!p.tile) ptx_grid_wait();
     ptx_grid_launch_dependents();
     WarpTile<FORMAT, MT, PARTS> warp_tile;
-    const TokenCopy<MT, PARTS> token_copy(p, tokens, width, 16 * warp_tile.GROUPS);
+    const int at_once = warp_tile.eight_alone(tokens.count) ? 8 : 16 * warp_tile.GROUPS;
+    const TokenCopy<MT, PARTS> token_copy(p, tokens, width, at_once);
 #pragma unroll
     for (int s = 0; s < STAGES - 1; s++) {
         if (begin + s < end) token_copy.fill(begin + s, shared + s * STAGE);

@@ -380,13 +380,13 @@ static int allow_shared(Device *d, Error *err) {
 }
 
 /* Bytes that a launch that reads little brings into an L2 cache of so many bytes (Device.ahead).
- * Most of the cache is for what is in use meanwhile, so an eighth of it.  Of a small cache (an RTX
- * 3090 has 6 MB) an eighth is soon there, so up to 2 MB, but a third of it: what the next kernel
+ * Most of the cache is for what is in use meanwhile, so a quarter of it.  Of a small cache (an RTX
+ * 3090 has 6 MB) a quarter is soon there, so up to 2 MB, but a third of it: what the next kernel
  * itself brings in the beginning (begin_stream) takes 4 MB.  To tune it, compare bench/gpusim --gpu
- * 3090 --step decode. */
+ * 3090,H200 --step decode,verify. */
 static int ahead_of(int cache) {
     const int little = cache / 3 < (2 << 20) ? cache / 3 : 2 << 20;
-    return cache / 8 > little ? cache / 8 : little;
+    return cache / 4 > little ? cache / 4 : little;
 }
 
 /* Loads the kernels of a step ahead.  CUDA loads a kernel when it is first used, which would delay

@@ -129,8 +129,8 @@ __device__ static inline void scaled_e2m1(uint32_t word, uint32_t scale, uint32_
     uint32_t up = word << 4;            /* even columns' nibbles into the upper half of the byte */
 #pragma unroll
     for (int j = 0; j < 4; j++) {
-        uint32_t pair = __byte_perm(up, word, (4 + j) << 12 | j << 4);
-        b[j] = ptx_mul_bf16x2((pair & 0x80008000) | (pair >> 6 & 0x01c001c0), scale);
+        const uint32_t pair = __byte_perm(up, word, (4 + j) << 8 | j) & 0x00f000f0;
+        b[j] = ptx_mul_bf16x2(pair * 0x0104 & 0x81c081c0, scale);   /* shifted by 8 and by 2 */
     }
 }
 

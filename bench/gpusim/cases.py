@@ -113,7 +113,7 @@ class Model:
         self.every_kind = not {self.dense, self.mlp, self.expert} <= {BF16, NVFP4}
         self.wgmma = self.fp4_activations = False      # hopper.cu or fp4.cu multiplies more than 16 tokens
         self.blocks, self.limit = 2 * gpu['sms'], gpu['shared_limit'] - 1024
-        self.ahead = max(gpu['l2_size'] // 8, min(gpu['l2_size'] // 3, 2 << 20))      # ahead_of in open.cu
+        self.ahead = max(gpu['l2_size'] // 4, min(gpu['l2_size'] // 3, 2 << 20))      # ahead_of in open.cu
         self.depth = DEEP if self.limit > 160 * 1024 else SHALLOW
         self.ring = STREAM_WARPS * self.depth * (1184 if self.every_kind else 1152)
     def __getattr__(self, name): return self.t[name]        # structs: m.Layer(...)
@@ -300,14 +300,15 @@ class Model:
             out[-1].sample = 3
         elif n <= 4 and vector_bytes(HIDDEN, 12) <= self.limit + 1024 - 5120 - self.ring:       # has_few_head
             y = m.warm(vector_bytes(HIDDEN, 12))
-            self.has_many(m, w, n)
+            shares = self.gpu['sms'] // n
+            self.has_many(m, w, n * shares)
             out.append(self.stream('head of %d' % n, '15few_head_kernel', vector_bytes(HIDDEN, 12), [('Weight', w), ('pointer', y), ('int', n), ('float', 30), ('pointer', m.warm(4 * n * VOCAB))], m, **{s: per}))
             out[-1].sample = 3
             m = Memory(); l = self.layer(m, 'sliding')
             to, next = self.VectorTo(norm=m.cold(4 * HIDDEN), to=m.warm(vector_bytes(HIDDEN, 12))), self.weight(m, BF16, VOCAB, HIDDEN)
-            m.brings(m.ahead_of(next, n, self.ahead // n))
-            out.insert(0, Launch('norm before head', '15few_norm_kernel8', (n, 1), 32 * STREAM_WARPS, 4 * HIDDEN, [('Residual', self.residual(m, l, 'attention', b'', n)), ('int', HIDDEN), ('int', 3),
-                       ('VectorTo', to), ('VectorTo', self.VectorTo()), ('Router', self.Router()), ('Weight', next), ('int', self.ahead // n)], m, sample=10 ** 6, **{s: per}))
+            m.brings(m.ahead_of(next, n * shares, self.ahead // (n * shares)))
+            out.insert(0, Launch('norm before head', '15few_norm_kernel8', (n, shares), 32 * STREAM_WARPS, 4 * HIDDEN, [('Residual', self.residual(m, l, 'attention', b'', n)), ('int', HIDDEN), ('int', 3),
+                       ('VectorTo', to), ('VectorTo', self.VectorTo()), ('Router', self.Router()), ('Weight', next), ('int', self.ahead // (n * shares))], m, sample=10 ** 6, **{s: per}))
         else:
             out += self.product('head of %d' % n, w, None, n, 3, m, s, per, softcap=30)
         values = random.Random(1)
@@ -362,11 +363,12 @@ class Model:
         tokens = self.Tokens(n=n, parts=1)
         def norms(name, end, per, many, router, rows, cols, dtype):
             m = Memory(); l = self.layer(m, 'sliding')
-            next, blocks = self.weight(m, dtype, rows, cols), n * (EXPERTS // 4 if router else 1)
+            next, shares = self.weight(m, dtype, rows, cols), EXPERTS // 4 if router else sms // n
+            blocks = n * shares
             m.brings(m.ahead_of(next, blocks, self.ahead // blocks))
             to = [self.VectorTo(norm=m.cold(4 * HIDDEN), to=m.warm(vector_bytes(HIDDEN, n)), packed=0) for _ in range(many)] + [self.VectorTo()]
             r = self.Router(w=l.router, scale=l.router_scale, factor=1, score=m.warm(4 * n * EXPERTS)) if router else self.Router()
-            out.append(Launch(name, '15few_norm_kernel8', (n, EXPERTS // 4 if router else 1), 32 * STREAM_WARPS, 4 * HIDDEN, [('Residual', self.residual(m, l, end, b'', n)), ('int', HIDDEN), ('int', 1),
+            out.append(Launch(name, '15few_norm_kernel8', (n, shares), 32 * STREAM_WARPS, 4 * HIDDEN, [('Residual', self.residual(m, l, end, b'', n)), ('int', HIDDEN), ('int', 1),
                        ('VectorTo', to[0]), ('VectorTo', to[1]), ('Router', r), ('Weight', next), ('int', self.ahead // blocks)], m, sample=10 ** 6, **{s: per}))
             out[-1].early = end == 'attention'
         def rows(name, weights, per, m, again=0):
@@ -382,7 +384,7 @@ class Model:
             norms('norm before qkv', 'layer', per, 1, False, HEADS * hd, HIDDEN, self.dense)
             m = Memory()
             w = [self.weight(m, self.dense, HEADS * hd, HIDDEN, 1)] + [self.weight(m, self.dense, kv * hd, HIDDEN, 1) for _ in range(1 if kind == 'global' else 2)]
-            self.has_many(m, w[0], n)
+            self.has_many(m, w[0], n * (sms // n))
             rows('q, k, v ' + kind, w, per, m, kv * hd if kind == 'global' else 0)
             if n * HEADS // kv > 16: out.append(self.rope(kind, n, s, per))
             out += self.attend(kind, n, s, per)

@@ -357,7 +357,7 @@ static void execute(SM &s, Warp &w, int q) {
     }
     case WARPGROUP: if (p.op.find("DEPBAR") != std::string::npos) for (; (int)w.mma_groups.size() > (int)o[1].imm; w.mma_groups.pop_front()) w.next = std::max(w.next, w.mma_groups.front()); break;
     case USETMAXREG: if (o[0].kind == PRED) set_pred(w, o[0], ~0u, ~0u); break;
-    case EXIT: sp->mask &= ~m; break;
+        case EXIT: sp->mask &= ~(m & (np ? pred(w, o[ps[0]]) : ~0u)); break;
     case BRA: {
         if (p.divert) break;
         if (p.op.find(".ANY") != std::string::npos && m) m = all;
