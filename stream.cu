@@ -937,20 +937,17 @@ __device__ static inline void stream(Feed &feed, const Strip *strip, const Vecto
         int which = all.strip, tile = all.tile, of = all.unit;
         for (int left = all.left; left;) {
             const Strip &s = strip[which];
-            const int units = s.units, rows = s.rows;
+            const int n = min(left, s.units - of), rows = s.rows;
             const float by = s.factor;
             int kind = s.kind;
             if (DEPTH > EVERY_KIND && kind == KIND_INT4_PACKED && s.scale_step > 16)
                 kind = KIND_INT4_ZEROS;
             const uint16_t *x = span ? then_y.at + part * then_y.stride : y.at + part * y.stride;
             x += s.y;
-            /* Eight rows after eight rows of this strip, or their units that are the warp's. */
-            do {
-                const int n = min(left, units - of);
-                float acc[4][4] = {};
-                for (int at = 0, m; at < n; at += m) {
-                    m = feed.run ? min(feed.run, n - at) : n - at;
-                    const int unit = of + at, here = DEPTH < EVERY_KIND ? lane : ptx_opaque(lane);
+            float acc[4][4] = {};
+            for (int at = 0, m; at < n; at += m) {
+                m = feed.run ? min(feed.run, n - at) : n - at;
+                const int unit = of + at, here = DEPTH < EVERY_KIND ? lane : ptx_opaque(lane);
 #define RUN(KIND, WIDE)                                                                          \
     do {                                                                                         \
         Columns columns = columns_at(x + half_of(KIND) * (2 * unit + half));                     \
@@ -960,62 +957,62 @@ __device__ static inline void stream(Feed &feed, const Strip *strip, const Vecto
         });                                                                                      \
     } while (0)
 #define RUN_OTHER(KIND) if (kind == KIND) RUN((DEPTH < EVERY_KIND ? KIND_F32 : KIND), full)
-                    if (kind == KIND_BF16 && full) RUN(KIND_BF16, true);
-                    else if (kind == KIND_BF16) RUN(KIND_BF16, false);
-                    else if (kind == KIND_NVFP4_PACKED && full) RUN(KIND_NVFP4_PACKED, true);
-                    else if (kind == KIND_NVFP4_PACKED) RUN(KIND_NVFP4_PACKED, false);
-                    else if (kind == KIND_NVFP4) RUN(KIND_NVFP4, full);
-                    else if (DEPTH < EVERY_KIND || kind == KIND_F32) RUN(KIND_F32, full);
-                    else RUN_OTHER(KIND_INT4_PACKED);
-                    else RUN_OTHER(KIND_FP8);
-                    else RUN_OTHER(KIND_INT8);
-                    else RUN_OTHER(KIND_INT4);
-                    else RUN_OTHER(KIND_INT4_ZEROS);
-                    else RUN_OTHER(KIND_F16);
+                if (kind == KIND_BF16 && full) RUN(KIND_BF16, true);
+                else if (kind == KIND_BF16) RUN(KIND_BF16, false);
+                else if (kind == KIND_NVFP4_PACKED && full) RUN(KIND_NVFP4_PACKED, true);
+                else if (kind == KIND_NVFP4_PACKED) RUN(KIND_NVFP4_PACKED, false);
+                else if (kind == KIND_NVFP4) RUN(KIND_NVFP4, full);
+                else if (DEPTH < EVERY_KIND || kind == KIND_F32) RUN(KIND_F32, full);
+                else RUN_OTHER(KIND_INT4_PACKED);
+                else RUN_OTHER(KIND_FP8);
+                else RUN_OTHER(KIND_INT8);
+                else RUN_OTHER(KIND_INT4);
+                else RUN_OTHER(KIND_INT4_ZEROS);
+                else RUN_OTHER(KIND_F16);
 #undef RUN
 #undef RUN_OTHER
-                    if (feed.run && !(feed.run -= m)) aim<DEPTH>(feed, strip);
-                }
-                const bool whole = n == units, begun = of > 0, ends = of + n == units;
-                /* Lane 4 * r + t gets the sums of row r of the eight with two rows of the vector:
-                 * 2t and 2t + 1 when full, otherwise 2 (t % 2) and 2 (t % 2) + 1. */
-                float v[2];
+                if (feed.run && !(feed.run -= m)) aim<DEPTH>(feed, strip);
+            }
+            const bool whole = n == s.units, begun = of > 0, ends = of + n == s.units;
+            /* Lane 4 * r + t gets the sums of row r of the eight with two rows of the vector: 2t
+             * and 2t + 1 when full, otherwise 2 (t % 2) and 2 (t % 2) + 1. */
+            float v[2];
 #pragma unroll
-                for (int k = 0; k < 2; k++) {
-                    if (full) v[k] = (acc[0][k] + acc[1][k]) + (acc[2][2 + k] + acc[3][2 + k]);
-                    else {
-                        v[k] = t < 2 ? acc[0][k] + acc[1][k] : acc[0][2 + k] + acc[1][2 + k];
-                        v[k] += __shfl_xor_sync(0xffffffffu, v[k], 2);
-                    }
+            for (int k = 0; k < 2; k++) {
+                if (full) v[k] = (acc[0][k] + acc[1][k]) + (acc[2][2 + k] + acc[3][2 + k]);
+                else {
+                    v[k] = t < 2 ? acc[0][k] + acc[1][k] : acc[0][2 + k] + acc[1][2 + k];
+                    v[k] += __shfl_xor_sync(0xffffffffu, v[k], 2);
                 }
-                /* Lane t = 0 has the first token's first part, t = 1 that of the second token. */
-                if (tokens.parts == 3) {
-                    const float next = __shfl_down_sync(0xffffffffu, v[0], 1);
-                    const float after = __shfl_down_sync(0xffffffffu, v[1], 1);
-                    v[0] = v[0] + v[1] + next;
-                    v[1] = v[1] + next + after;
-                }
+            }
+            /* Lane t = 0 has the first part of the first token, t = 1 that of the second one. */
+            if (tokens.parts == 3) {
+                const float next = __shfl_down_sync(0xffffffffu, v[0], 1);
+                const float after = __shfl_down_sync(0xffffffffu, v[1], 1);
+                v[0] = v[0] + v[1] + next;
+                v[1] = v[1] + next + after;
+            }
 #pragma unroll
-                for (int k = 0; k < 2; k++) {
-                    const int token = tokens.parts == 3 ? k : 2 * t + k, r = lane / 4;
-                    const bool has = tokens.parts == 3 ? t == k : t < 2 || full;
-                    if (!has || token >= tokens.n) continue;
-                    if (whole) {
-                        if (8 * tile + r < rows) done(which, 8 * tile + r, token, v[k] * by);
-                        continue;
-                    }
-                    Edge &e = edge(span, warp, !begun, token);
-                    e.sum[r] = v[k];
-                    e.strip = which;
-                    e.row = 8 * tile;
-                    e.ends = ends;
+            for (int k = 0; k < 2; k++) {
+                const int token = tokens.parts == 3 ? k : 2 * t + k, r = lane / 4;
+                const bool has = tokens.parts == 3 ? t == k : t < 2 || full;
+                if (!has || token >= tokens.n) continue;
+                if (whole) {
+                    if (8 * tile + r < rows) done(which, 8 * tile + r, token, v[k] * by);
+                    continue;
                 }
-                left -= n;
-                of += n;
-                if (!ends) break;       /* then nothing is left */
-                of = 0;
-                tile++;
-            } while (left && 8 * tile < rows);
+                Edge &e = edge(span, warp, !begun, token);
+                e.sum[r] = v[k];
+                e.strip = which;
+                e.row = 8 * tile;
+                e.ends = ends;
+            }
+            /* The next units: of these rows, or of the next eight, perhaps of the next strip. */
+            left -= n;
+            of += n;
+            if (!ends) continue;
+            of = 0;
+            if (8 * ++tile < rows) continue;
             tile = 0;
             do which++;
             while (left && !strip[which].rows);
