@@ -600,29 +600,31 @@ __device__ static constexpr int half_of(int kind) {
 }
 
 /* acc += the eight columns x of a unit's first half and y of its second half, as four pairs each,
- * times the vector: see Vector.  chunk: this lane's. */
-template <int KIND>
+ * times the vector: see Vector.  chunk: this lane's.  With APART 1 each of the two mma has
+ * accumulators of its own, as a tensor core needs a while before it can add to the same one again;
+ * with APART 0 acc[1] and acc[3] are not used. */
+template <int KIND, int APART = 1>
 __device__ static inline void multiply_chunk(float acc[4][4], const uint16_t *chunk,
                                              const uint32_t x[4], const uint32_t y[4], bool full) {
     const uint32_t first[4] = {x[0], y[0], x[1], y[1]}, second[4] = {x[2], y[2], x[3], y[3]};
     const uint4 n = *(const uint4 *)chunk;
     const uint32_t a[4] = {n.x, n.y, n.z, n.w};
     ptx_mma_bf16_16816(acc[0], first, a);
-    ptx_mma_bf16_16816(acc[1], second, a + 2);
+    ptx_mma_bf16_16816(acc[APART], second, a + 2);
     if (!full) return;
     const uint4 m = *(const uint4 *)(chunk + half_of(KIND));
     const uint32_t b[4] = {m.x, m.y, m.z, m.w};
     ptx_mma_bf16_16816(acc[2], first, b);
-    ptx_mma_bf16_16816(acc[3], second, b + 2);
+    ptx_mma_bf16_16816(acc[2 + APART], second, b + 2);
 }
 
-/* acc += sum, a product of columns of both halves of a unit, times their scales in this lane's row
- * of weights: `scale` in the first half, scale2 in the second. */
+/* acc += sum, a product with APART 0 of columns of both halves of a unit, times their scales in
+ * this lane's row of weights: `scale` in the first half, scale2 in the second. */
 __device__ static inline void add_scaled(float acc[4][4], const float sum[4][4], float scale,
                                          float scale2, bool full) {
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        if (i >= 2 && !full) continue;
+    for (int i = 0; i < 4; i += 2) {
+        if (i && !full) continue;
         acc[i][0] += scale * sum[i][0];
         acc[i][1] += scale * sum[i][1];
         acc[i][2] += scale2 * sum[i][2];
@@ -671,7 +673,8 @@ __device__ static inline void multiply_int4(float acc[4][4], const uint8_t *slot
         int4_pairs<KIND != KIND_INT4>(word[0][j], int4_zero(j % 2 ? odd : even, j / 2), a);
         int4_pairs<KIND != KIND_INT4>(word[1][j], int4_zero(j % 2 ? odd : even, 2 + j / 2), b);
         float sum[4][4] = {};
-        multiply_chunk<KIND>(sum, x + 8 * (4 * j + (KIND != KIND_INT4 ? t ^ j : t)), a, b, full);
+        const uint16_t *chunk = x + 8 * (4 * j + (KIND != KIND_INT4 ? t ^ j : t));
+        multiply_chunk<KIND, 0>(sum, chunk, a, b, full);
         add_scaled(acc, sum, j % 2 ? bf16_high(s0) : bf16_low(s0),
                    j % 2 ? bf16_high(s1) : bf16_low(s1), full);
     }
@@ -698,7 +701,7 @@ __device__ static inline void multiply_bytes(float acc[4][4], const uint8_t *slo
             bytes_to_bf16(own.x, KIND == KIND_FP8, k ? b : a);
             bytes_to_bf16(own.y, KIND == KIND_FP8, (k ? b : a) + 2);
         }
-        multiply_chunk<KIND>(sum, x + 8 * (4 * j + t), a, b, full);
+        multiply_chunk<KIND, 0>(sum, x + 8 * (4 * j + t), a, b, full);
         if (KIND == KIND_FP8) continue;
         add_scaled(acc, sum, scale[2 * j], scale[2 * j + 1], full);
         for (int k = 0; k < 16; k++) sum[k / 4][k % 4] = 0;
