@@ -113,7 +113,7 @@ class Model:
         self.every_kind = not {self.dense, self.mlp, self.expert} <= {BF16, NVFP4}
         self.wgmma = self.fp4_activations = False      # hopper.cu or fp4.cu multiplies more than 16 tokens
         self.blocks, self.limit = 2 * gpu['sms'], gpu['shared_limit'] - 1024
-        self.ahead = max(gpu['l2_size'] // 4, min(gpu['l2_size'] // 3, 2 << 20))      # ahead_of in open.cu
+        self.ahead = max(min(gpu['l2_size'] // 4, 12 << 20), min(gpu['l2_size'] // 3, 2 << 20))      # ahead_of in open.cu
         self.depth = DEEP if self.limit > 160 * 1024 else SHALLOW
         self.ring = STREAM_WARPS * self.depth * (1184 if self.every_kind else 1152)
     def __getattr__(self, name): return self.t[name]        # structs: m.Layer(...)
