@@ -850,6 +850,13 @@ typedef struct {
 /* The number of Edges of a block that multiplies n tokens: [2 spans][STREAM_WARPS][2][n]. */
 __host__ __device__ static inline int n_edges(int n) { return 2 * STREAM_WARPS * 2 * n; }
 
+/* The edge of a warp's span for a token, of n tokens.  begun: of the rows that the warp began, not
+ * of those that another one began. */
+__device__ static inline Edge &edge_of(Edge *edges, int n, int span, int warp, int begun,
+                                       int token) {
+    return edges[((span * STREAM_WARPS + warp) * 2 + begun) * n + token];
+}
+
 /* The tokens of a vector: its row token * parts + p is part p of that token.  parts is 1 or
  * ROW_PARTS; n * parts is at most eight, as an mma has so many columns of B for them. */
 typedef struct {
@@ -903,6 +910,48 @@ __device__ static inline void bring_ahead(const Weight &w, int n) {
         ptx_prefetch_l2(from + UNIT_BYTES * i);
 }
 
+/* v becomes this lane's sums of eight rows of weights, from the accumulators of multiply_unit: lane
+ * 4 * r + t gets those of row r with two rows of the vector, 2t and 2t + 1 when full, otherwise
+ * 2 (t % 2) and 2 (t % 2) + 1.  Of tokens with ROW_PARTS parts the parts are added up: lane t = 0
+ * has the sum of the first token in v[0], t = 1 that of the second one in v[1]. */
+__device__ static inline void row_sums(float v[2], const float acc[4][4], bool full, int parts) {
+    const bool of_first = threadIdx.x % 4 < 2;
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+        if (full) v[k] = (acc[0][k] + acc[1][k]) + (acc[2][2 + k] + acc[3][2 + k]);
+        else {
+            v[k] = of_first ? acc[0][k] + acc[1][k] : acc[0][2 + k] + acc[1][2 + k];
+            v[k] += __shfl_xor_sync(0xffffffffu, v[k], 2);
+        }
+    }
+    if (parts == 1) return;
+    const float next = __shfl_down_sync(0xffffffffu, v[0], 1);
+    const float after = __shfl_down_sync(0xffffffffu, v[1], 1);
+    v[0] = v[0] + v[1] + next;
+    v[1] = v[1] + next + after;
+}
+
+/* Adds up the edges of each row of the strips for n tokens, in the order of the warps, and gives
+ * the sums to done. */
+template <class Done>
+__device__ static inline void join_edges(Edge *edges, const Strip *strip, int n, Done done) {
+    for (int i = threadIdx.x; i < 2 * STREAM_WARPS * 8 * n; i += STREAM_THREADS) {
+        const int r = i % 8, first = i / 8 % STREAM_WARPS, span = i / 8 / STREAM_WARPS % 2;
+        const int token = i / 8 / STREAM_WARPS / 2;
+        const Edge &begun = edge_of(edges, n, span, first, 1, token);
+        if (begun.strip < 0 || begun.row + r >= strip[begun.strip].rows) continue;
+        float sum = begun.sum[r];
+        for (int w = first + 1; w < STREAM_WARPS; w++) {
+            const Edge &more = edge_of(edges, n, span, w, 0, token);
+            if (more.strip < 0) continue;
+            if (more.strip != begun.strip || more.row != begun.row) break;
+            sum += more.sum[r];
+            if (more.ends) break;
+        }
+        done(begun.strip, begun.row + r, token, sum * strip[begun.strip].factor);
+    }
+}
+
 /* Multiplies all that the feed fetches, from the beginning.  done(strip, row, token, sum) gets the
  * sum of each row of each strip for each token, once, in one thread.  y and then_y are the vectors
  * of the two spans.
@@ -928,11 +977,8 @@ __device__ static inline void stream(Feed &feed, const Strip *strip, const Vecto
     const int half = full ? 0 : lane / 16;
     const int part = row < n_rows ? row : row % 2 % n_rows;
     int slot = 0, free = last_slot(DEPTH);
-    /* `begun`: of the rows that this warp began, not of those that another one began. */
-    auto edge = [&](int span, int of_warp, int begun, int of_token) -> Edge & {
-        return edges[((span * STREAM_WARPS + of_warp) * 2 + begun) * tokens.n + of_token];
-    };
-    for (int i = lane; i < 4 * tokens.n; i += 32) edge(i % 2, warp, i / 2 % 2, i / 4).strip = -1;
+    for (int i = lane; i < 4 * tokens.n; i += 32)
+        edge_of(edges, tokens.n, i % 2, warp, i / 2 % 2, i / 4).strip = -1;
     __syncwarp();
 #pragma unroll 1
     for (int span = 0; span < 2; span++) {
@@ -977,24 +1023,8 @@ __device__ static inline void stream(Feed &feed, const Strip *strip, const Vecto
                 if (feed.run && !(feed.run -= m)) aim<DEPTH>(feed, strip);
             }
             const bool whole = n == s.units, begun = of > 0, ends = of + n == s.units;
-            /* Lane 4 * r + t gets the sums of row r of the eight with two rows of the vector: 2t
-             * and 2t + 1 when full, otherwise 2 (t % 2) and 2 (t % 2) + 1. */
             float v[2];
-#pragma unroll
-            for (int k = 0; k < 2; k++) {
-                if (full) v[k] = (acc[0][k] + acc[1][k]) + (acc[2][2 + k] + acc[3][2 + k]);
-                else {
-                    v[k] = t < 2 ? acc[0][k] + acc[1][k] : acc[0][2 + k] + acc[1][2 + k];
-                    v[k] += __shfl_xor_sync(0xffffffffu, v[k], 2);
-                }
-            }
-            /* Lane t = 0 has the first part of the first token, t = 1 that of the second one. */
-            if (tokens.parts == 3) {
-                const float next = __shfl_down_sync(0xffffffffu, v[0], 1);
-                const float after = __shfl_down_sync(0xffffffffu, v[1], 1);
-                v[0] = v[0] + v[1] + next;
-                v[1] = v[1] + next + after;
-            }
+            row_sums(v, acc, full, tokens.parts);
 #pragma unroll
             for (int k = 0; k < 2; k++) {
                 const int token = tokens.parts == 3 ? k : 2 * t + k, r = lane / 4;
@@ -1004,7 +1034,7 @@ __device__ static inline void stream(Feed &feed, const Strip *strip, const Vecto
                     if (8 * tile + r < rows) done(which, 8 * tile + r, token, v[k] * by);
                     continue;
                 }
-                Edge &e = edge(span, warp, !begun, token);
+                Edge &e = edge_of(edges, tokens.n, span, warp, !begun, token);
                 e.sum[r] = v[k];
                 e.strip = which;
                 e.row = 8 * tile;
@@ -1025,21 +1055,7 @@ __device__ static inline void stream(Feed &feed, const Strip *strip, const Vecto
     /* What fetch began when all was fetched must end before the copies of a next begin_stream. */
     ptx_cp_async_wait<0>();
     __syncthreads();
-    for (int i = threadIdx.x; i < 2 * STREAM_WARPS * 8 * tokens.n; i += STREAM_THREADS) {
-        const int r = i % 8, first = i / 8 % STREAM_WARPS, span = i / 8 / STREAM_WARPS % 2;
-        const int of_token = i / 8 / STREAM_WARPS / 2;
-        const Edge &begun = edge(span, first, 1, of_token);
-        if (begun.strip < 0 || begun.row + r >= strip[begun.strip].rows) continue;
-        float sum = begun.sum[r];
-        for (int w = first + 1; w < STREAM_WARPS; w++) {
-            const Edge &more = edge(span, w, 0, of_token);
-            if (more.strip < 0) continue;
-            if (more.strip != begun.strip || more.row != begun.row) break;
-            sum += more.sum[r];
-            if (more.ends) break;
-        }
-        done(begun.strip, begun.row + r, of_token, sum * strip[begun.strip].factor);
-    }
+    join_edges(edges, strip, tokens.n, done);
 }
 
 /* One token: done(strip, row, sum). */
