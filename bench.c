@@ -267,19 +267,23 @@ static void put_header(const Bench *b, Buf *out) {
     model_info(b->e->model, &info);
     double gb = (double)info.bytes_per_token * 1e-9, bandwidth = b->bandwidth * 1e-9;
     kv_bytes(b->e->model, s, &per_token);
+    const char *kernels = s->ops == &cpu_ops ? cpu_kernel_name() : NULL;
     if (b->o->json) {
         buf_puts(out, "{\"model\": ");
         json_quote(out, b->e->name, strlen(b->e->name));
-        buf_printf(out, ", \"device\": \"%s\", \"threads\": %d, \"context\": %lld, "
+        buf_printf(out, ", \"device\": \"%s\"", s->ops->name);
+        if (kernels) buf_printf(out, ", \"kernels\": \"%s\"", kernels);
+        buf_printf(out, ", \"threads\": %d, \"context\": %lld, "
                    "\"weight_bytes_per_token\": %lld, \"kv_bytes_per_token\": %lld, "
-                   "\"bandwidth\": ", s->ops->name, s->n_threads, (long long)s->context,
+                   "\"bandwidth\": ", s->n_threads, (long long)s->context,
                    (long long)info.bytes_per_token, (long long)per_token);
         buf_printf(out, bandwidth > 0 ? "%.4g" : "null", b->bandwidth);
         buf_puts(out, ", \"scenarios\": [");
         return;
     }
-    buf_printf(out, "%s on %s, %d threads; %.3g GB of weights for a token", b->e->name,
-               s->ops->name, s->n_threads, gb);
+    buf_printf(out, "%s on %s", b->e->name, s->ops->name);
+    if (kernels) buf_printf(out, " (%s)", kernels);
+    buf_printf(out, ", %d threads; %.3g GB of weights for a token", s->n_threads, gb);
     if (bandwidth > 0) buf_printf(out, "; memory reads %.1f GB/s", bandwidth);
     buf_puts(out, "\n\n"
              "| scenario            | prompt | answer | first token | prefill t/s | decode t/s "

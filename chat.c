@@ -171,7 +171,7 @@ static int bad_part_type(Writer *w, int i, int j, const char *type) {
     static const char *const known[] = {"audio", "input_audio", "audio_url", "file", "input_file",
                                         "redacted_thinking", "resource", NULL};
     if (!is_in(type, known))
-        return bad_part(w, i, j, ".type", "must be text, image_url or video_url");
+        return bad_part(w, i, j, ".type", "must be text, image_url, image or video_url");
     return fail(w->err, "messages[%d].content[%d].type: %s parts are not supported", i, j, type);
 }
 

@@ -127,6 +127,8 @@ static void reserve_scratch(Device *d, Sizes s) {
     attention_reserve(d, s.group, s.dim);
 }
 
+const char *cpu_kernel_name(void) { return choose_kernels()->name; }
+
 int cpu_rounds_to_8(void) {
     const Kernels *kn = choose_kernels();
     return kn->panels8 || kn->gemm;

@@ -372,7 +372,9 @@ int run_jsonl(Engine *e, FILE *in) {
     Buf text = {0};
     Error err;
     int status = 0;
-    Progress progress = {.on = isatty(STDERR_FILENO) && !quiet, .start = seconds()};
+    /* Where requests are typed, the line would be written into what is typed. */
+    int is_typed = isatty(fileno(in));
+    Progress progress = {.on = isatty(STDERR_FILENO) && !is_typed && !quiet, .start = seconds()};
     progress.shown = progress.start;
     progress.total = progress.on ? count_requests(in) : -1;
     for (long line = 1; read_line(in, &text); line++) {

@@ -273,7 +273,7 @@ static void warn_of_activations(const Options *o, const Ops *ops) {
     const char *why = NULL;
     if (o->activations != 8) return;
     if (ops == &plain_ops) why = "--device plain computes with float32";
-    else if (!cpu_rounds_to_8()) why = "this CPU's kernels have none, 16 bits are used";
+    else if (!cpu_rounds_to_8()) why = "this CPU's kernels have none, so it has no effect";
     if (why) remark("gemma4: --activations %d: %s\n", o->activations, why);
 }
 

@@ -384,7 +384,9 @@ static int load_part(MediaStore *s, const cJSON *part, int i, int j, int is_new,
     buf_free(&url);
     buf_free(&name);
     if (named && !m) return fail(err, "messages[%d].content[%d]: %s", i, j, why.text);
-    if (!named && (!s->placeholders || json_field(part, "source")))
+    if (!named && json_field(part, "source"))
+        return fail(err, "messages[%d].content[%d].source: must have the type base64 or url", i, j);
+    if (!named && !s->placeholders)
         return fail(err, "messages[%d].content[%d]: names no file (\"%s_url\": {\"url\": …})", i, j,
                     is_video ? "video" : "image");
     if (!named) return 0;

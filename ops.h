@@ -331,6 +331,9 @@ extern const Ops cpu_ops;
  * to BF16. */
 int cpu_rounds_to_8(void);
 
+/* The name of the kernels that cpu_ops computes with: "avx512" and the like (GEMMA4_CPU). */
+const char *cpu_kernel_name(void);
+
 extern const Ops plain_ops;             /* the formulas: the tests compare the others with it */
 
 extern const Ops cuda_ops;              /* only in programs that are linked with cuda.cu */

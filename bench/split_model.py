@@ -32,7 +32,7 @@ HAND_OVER = 35e-6
 LAUNCHES = 0.25e-3
 
 # name, GB (2^30), GB/s of the GPU, GB/s of the bus from pinned memory, GB/s of the host's memory, 10^12 operations/s of its CPU in prompts
-# (0.08 a core with AVX2: bench/README.md, "Many tokens with AVX2"), seconds for 2048 tokens with all on the GPU (gpusim's RTX 3090 or
+# (0.08 a core with AVX2: bench/README.md, "Panels"), seconds for 2048 tokens with all on the GPU (gpusim's RTX 3090 or
 # 4090 or 5090, in proportion to multiprocessors and clock)
 MACHINES = [
     ('RTX 4050 Laptop, 6 GB; DDR5, 8 cores', 6, 192, 12, 60, 0.64, 0.95),

@@ -36,7 +36,7 @@ def test_all_scenarios(odd):
 def test_table_and_plot(odd, tmp_path):
     svg = tmp_path / 'out.svg'
     lines = bench(odd, '--scenario', 'context', '--draft', DRAFTER, '--plot', svg).splitlines()
-    assert re.fullmatch(r'\S+ on cpu, \d+ threads; \S+ GB of weights for a token; memory reads \S+ GB/s', lines[0])
+    assert re.fullmatch(r'\S+ on cpu \(\S+\), \d+ threads; \S+ GB of weights for a token; memory reads \S+ GB/s', lines[0])
     assert len(lines) == 4 + 6 and len({line.count('|') for line in lines[2:]}) == 1 and len({len(line) for line in lines[2:]}) == 1
     assert [line.split('|')[1].strip() for line in lines[4:]] == ['context'] * 3 + ['context, drafting'] * 3
     root = tree.parse(svg).getroot()

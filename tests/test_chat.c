@@ -386,7 +386,7 @@ static void test_errors(void **state) {
         {"[{\"role\":\"user\",\"content\":[{\"text\":\"x\"}]}]", "messages[0].content[0].type: must be a string"},
         {"[{\"role\":\"user\",\"content\":[{\"type\":1}]}]", "messages[0].content[0].type: must be a string"},
         {"[{\"role\":\"user\",\"content\":[{\"type\":\"image\"},{\"type\":\"Text\",\"text\":\"x\"}]}]",
-         "messages[0].content[1].type: must be text, image_url or video_url"},
+         "messages[0].content[1].type: must be text, image_url, image or video_url"},
         {"[{\"role\":\"user\",\"content\":[{\"type\":\"audio\"}]}]",
          "messages[0].content[0].type: audio parts are not supported"},
         {"[{\"role\":\"user\",\"content\":[{\"type\":\"input_audio\"}]}]",
