@@ -133,7 +133,7 @@ def test_a_picture_in_a_result_is_seen(odd):
     error, = jsonl(odd, ask([HI, call, {'role': 'tool', 'tool_call_id': '1', 'content': [bad]}]), status=1)
     assert error['error']['message'].startswith('messages[2].content[0]: ')
     stored = {'type': 'image', 'source': {'type': 'file', 'file_id': 'x'}}
-    assert 'names no file' in complaint(1, 'render', '-m', odd, stdin=json.dumps({'messages': [{'role': 'user', 'content': [stored]}]}))
+    assert 'must have the type base64 or url' in complaint(1, 'render', '-m', odd, stdin=json.dumps({'messages': [{'role': 'user', 'content': [stored]}]}))
 
 
 @pytest.mark.parametrize('message, want', [
