@@ -308,7 +308,7 @@ static int open_session(const Options *o, Engine *e, Error *err) {
     }
     s.ops = host_ops(o) ? host_ops(o) : &cpu_ops;
     warn_of_activations(o, s.ops);
-    if (host_ops(o) || !s.ops) warn_of_gpu_options(o);
+    if (host_ops(o)) warn_of_gpu_options(o);
     warn_of_memory(e->model);
     return (e->session = session_new(e->model, &s, err)) ? 0 : -1;
 }

@@ -218,8 +218,9 @@ static int take_seed(Options *o, const char *text) {
 static int take_kv(Options *o, const char *text) {
     static const char *const known[] = {"auto", "f32", "bf16", "fp8", NULL};
     int i = parse_word("--kv", text, known);
+    if (i < 0) return 2;
     o->kv = (KvType)i;
-    return i < 0 ? 2 : 0;
+    return 0;
 }
 
 static int take_activations(Options *o, const char *text) {
@@ -240,8 +241,10 @@ static int take_think_tokens(Options *o, const char *text) {
 
 static int take_context_overflow(Options *o, const char *text) {
     static const char *const known[] = {"stop", "slide", NULL};
-    o->slide = parse_word("--context-overflow", text, known);
-    return o->slide < 0 ? 2 : 0;
+    int i = parse_word("--context-overflow", text, known);
+    if (i < 0) return 2;
+    o->slide = i;
+    return 0;
 }
 
 static int take_quiet(Options *o, const char *text) {
