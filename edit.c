@@ -955,9 +955,9 @@ int editor_outside(const Editor *e, Buf *text, Error *err) {
     int fd = mkostemps(path.data, 3, O_CLOEXEC), bad;           /* mode 0600 */
     if (fd < 0 || fill_file(fd, text)) bad = fail(err, "%s: %s", path.data, strerror(errno));
     else {
-        if (!e->nowhere) put_escape(NO_BRACKETED_PASTE);
+        if (!e->is_dumb) put_escape(NO_BRACKETED_PASTE);
         bad = run_editor(path.data, err);
-        if (!e->nowhere) put_escape(BRACKETED_PASTE);
+        if (!e->is_dumb) put_escape(BRACKETED_PASTE);
         if (!bad) bad = take_back(path.data, text, err);
     }
     if (fd >= 0) unlink(path.data);

@@ -443,9 +443,10 @@ def test_set_reaches_the_model(chat, puppet, odd):
 
 @pytest.mark.parametrize('how', ['/edit', 'keys'])
 def test_outside_editor(chat, puppet, tmp_path, how):
-    """The file is the owner's alone, holds what was typed, and is gone afterwards."""
+    """The file is the owner's alone, holds what was typed, and is gone afterwards.  The editor finds a terminal that brackets no pastes,
+    and may switch that off itself: the chat has it again afterwards."""
     editor = tmp_path / 'my editor'
-    editor.write_text('#!/bin/sh\nstat -c %a "$2" > {0}/mode\ncp "$2" {0}/before\nprintf "one\\n\\ntwo\\n\\n" > "$2"\n'.format(tmp_path))
+    editor.write_text('#!/bin/sh\necho here\nstat -c %a "$2" > {0}/mode\ncp "$2" {0}/before\nprintf "one\\n\\ntwo\\n\\n" > "$2"\n'.format(tmp_path))
     editor.chmod(0o755)
     (tmp_path / 'tmp').mkdir()
     c = chat(puppet, env={'VISUAL': '"%s" -x' % editor, 'EDITOR': 'false', 'TMPDIR': tmp_path / 'tmp'})
@@ -453,7 +454,8 @@ def test_outside_editor(chat, puppet, tmp_path, how):
         c.child.sendline('/edit a draft')
     else:
         c.child.send('a draft\x18\x05')
-    c.child.expect_exact(ANSWER)
+    for words in ('\033[?2004l', 'here', '\033[?2004h', ANSWER):
+        c.child.expect_exact(words)
     c.child.expect(r'\n> $')
     assert c.messages() == [user('one\n\ntwo'), assistant(ANSWER)]
     assert (tmp_path / 'mode').read_text() == '600\n' and (tmp_path / 'before').read_text() == 'a draft'
