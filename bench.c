@@ -179,7 +179,7 @@ static double bytes_read(const Bench *b, int64_t pos, const DraftStats *drafts) 
      * token. */
     const Weight *head = &model_weights(b->e->model)->head;
     int on_cpu = o.ops == &cpu_ops && head->dtype == DT_BF16;
-    int on_gpu = session_head_copied(b->e->session) && !drafts->passes;
+    int on_gpu = session_takes(b->e->session)->head_copy && !drafts->passes;
     if (on_cpu || on_gpu) pass -= (double)head->rows * head->cols;
     if (!drafts->passes) return pass;
     for (int i = 0; i < MAX_DRAFTS; i++) n_drafts += drafts->drafted[i];
@@ -209,7 +209,7 @@ static int run_once(Bench *b, const Prompt *prompt, int thinking, int answer, Ro
         row->tokens_per_pass = g.drafts.passes ? (double)g.drafts.tokens / g.drafts.passes : 1;
         row->bytes = bytes_read(b, g.n_ids + g.answer.n / 2, &g.drafts);
         row->share = b->bandwidth > 0 ? rate * row->bytes / b->bandwidth : 0;
-        row->memory = resident_memory() + (double)g.device_bytes;
+        row->memory = resident_memory() + (double)session_device_bytes(b->e->session);
         if (content) buf_add(content, g.content.data, g.content.len);
     }
     generation_free(&g);

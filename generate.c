@@ -161,14 +161,11 @@ static void run_open(Run *r, const Engine *e, Generation *g) {
 static int read_prompt(const Engine *e, Generation *g, Error *err) {
     session_pictures(e->session, g->span, g->n_spans);
     int64_t chosen, hits;
-    const int slots = session_expert_slots(e->session, &chosen, &hits);
+    session_slot_hits(e->session, &chosen, &hits);
     g->chosen = -chosen;                /* finish adds what there is behind the answer */
     g->slot_hits = -hits;
     int bad = session_sync(e->session, g->ids, g->n_ids, g->n_stable, &g->n_reused, err);
     session_pictures(e->session, NULL, 0);
-    g->device_bytes = session_device_bytes(e->session);
-    placement(e->model, session_cpu_experts(e->session), slots, g->placement);
-    g->adapters = model_adapters(e->model);
     return bad;
 }
 
@@ -275,7 +272,7 @@ static void finish(Run *r) {
     buf_add(&g->warnings, r->stream.warnings.data, r->stream.warnings.len);
     g->decode_seconds = seconds() - r->start - g->prefill_seconds;
     int64_t chosen, hits;
-    session_expert_slots(r->e->session, &chosen, &hits);
+    session_slot_hits(r->e->session, &chosen, &hits);
     g->chosen += chosen;
     g->slot_hits += hits;
     if (r->e->drafter) {
@@ -319,9 +316,13 @@ void generation_free(Generation *g) {
     g->n_calls = 0;
 }
 
-void print_stats(const Generation *g) {
+void print_stats(const Engine *e, const Generation *g) {
     struct rusage usage;
+    char experts[PLACEMENT];
+    int64_t device_bytes = session_device_bytes(e->session);
+    const char *adapters = model_adapters(e->model);
     getrusage(RUSAGE_SELF, &usage);
+    placement(e->model, session_takes(e->session), experts);
     int evaluated = g->n_ids - g->n_reused, n = g->answer.n;
     double first = g->prefill_seconds;
     fprintf(stderr, "prompt: %d tokens", g->n_ids);
@@ -332,12 +333,12 @@ void print_stats(const Generation *g) {
     if (n > 1 && g->decode_seconds > 0)
         fprintf(stderr, ", %.1f tokens/s", (n - 1) / g->decode_seconds);
     fprintf(stderr, "; peak memory %.0f MB", (double)usage.ru_maxrss / 1024);
-    if (g->device_bytes) fprintf(stderr, ", GPU memory %.2f GB", (double)g->device_bytes * 1e-9);
-    if (*g->placement) fprintf(stderr, "; %s", g->placement);
+    if (device_bytes) fprintf(stderr, ", GPU memory %.2f GB", (double)device_bytes * 1e-9);
+    if (*experts) fprintf(stderr, "; %s", experts);
     if (g->chosen > 0)
         fprintf(stderr, ", used by %.1f %% of choices",
                 100 * (double)g->slot_hits / (double)g->chosen);
-    if (g->adapters) note("; adapters: %s", g->adapters);
+    if (adapters) note("; adapters: %s", adapters);
     if (g->drafts.passes)
         fprintf(stderr, "; drafts: %.2f tokens a pass, accepted",
                 (double)g->drafts.tokens / g->drafts.passes);

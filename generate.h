@@ -104,10 +104,7 @@ typedef struct {
     double prefill_seconds;             /* until the first token is drawn */
     double decode_seconds;              /* from there to the end */
     DraftStats drafts;                  /* all 0 without a drafter */
-    int64_t device_bytes;               /* of the GPU's memory, as session_device_bytes tells */
-    char placement[PLACEMENT];          /* see session.h */
-    int64_t chosen, slot_hits;          /* by prompt and answer: see session_expert_slots */
-    const char *adapters;               /* as model_adapters tells */
+    int64_t chosen, slot_hits;          /* by prompt and answer: see session_slot_hits */
 } Generation;
 
 /* Generates the answer.  Returns 0, or -1 with err (also where the limits leave no room for what
@@ -127,6 +124,6 @@ void engine_hold_calls(Engine *e, Generation *g);
 
 /* Prints one line on stderr: tokens and rate of the prompt, time to the first token, tokens and
  * rate of the answer, memory. */
-void print_stats(const Generation *g);
+void print_stats(const Engine *e, const Generation *g);
 
 #endif

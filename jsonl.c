@@ -313,7 +313,7 @@ static int answer_choice(Engine *e, const Request *r, AnswerWriter *w, Error *er
         open_stream(w);
         put_chunk(w, "", &g, finish_reason(&g));
     } else if (!bad) put_choice(w, &g, finish_reason(&g));
-    if (e->stats && !bad) print_stats(&g);
+    if (e->stats && !bad) print_stats(e, &g);
     generation_free(&g);
     return bad;
 }

@@ -253,9 +253,7 @@ static int64_t room_for_drafter(const Options *o, const Model *m) {
 static int open_on_gpu(Engine *e, SessionOptions *s, Error *err) {
     char text[PLACEMENT];
     if (!(s->ops = gpu_ops(err)) || !(e->session = session_new(e->model, s, err))) return -1;
-    int64_t chosen, hits;
-    const int slots = session_expert_slots(e->session, &chosen, &hits);
-    placement(e->model, session_cpu_experts(e->session), slots, text);
+    placement(e->model, session_takes(e->session), text);
     if (*text) remark("gemma4: %s\n", text);
     return 0;
 }
@@ -618,7 +616,7 @@ static void put_info_text(const Info *i, Buf *out) {
     buf_printf(out, ", of %.3f GB free\n", gb(gpu->free));
     char text[PLACEMENT];
     Error why;
-    placement(i->m, gpu->cpu_experts, gpu->expert_slots, text);
+    placement(i->m, gpu, text);
     if (session_fits(i->m, &i->session, gpu, &why))
         buf_printf(out, "             not used: %s\n", why.text);
     else if (*text) buf_printf(out, "             %s\n", text);
@@ -918,7 +916,7 @@ static void finish_answer(const Options *o, const Engine *e, const OneShot *show
     long long context = session_context(e->session);
     if (o->print_ids) put_ids(&g->answer);
     else if (show->last != '\n') put_stdout("\n", 1);
-    if (e->stats) print_stats(g);
+    if (e->stats) print_stats(e, g);
     if (g->full)
         remark("gemma4: warning: the answer was cut: the context of %lld tokens (-c) is full\n",
                context);

@@ -220,7 +220,7 @@ static void put_remarks(Repl *r) {
     else if (r->last.finish == FINISH_LENGTH)
         remark("(the answer was cut: /set max-tokens says how long it may be)\n");
     warn_of_answer(&r->last);
-    if (e->stats) print_stats(&r->last);
+    if (e->stats) print_stats(e, &r->last);
     session_ids(e->session, &r->used);
     if (r->used > context / 4 * 3)
         remark("(%lld %% of the context are used; /new begins a new conversation)\n",
@@ -315,7 +315,7 @@ static int attach_media(Repl *r, const char *path, int is_video, Error *err) {
 
 static void show_stats(const Repl *r) {
     long long room = session_context(r->e->session);
-    if (r->last.answer.n) print_stats(&r->last);
+    if (r->last.answer.n) print_stats(r->e, &r->last);
     int filled = (int)(20LL * r->used / room);
     fprintf(stderr, "context: %d of %lld tokens used [%.*s%.*s]\n", r->used, room,
             filled, "####################", 20 - filled, "....................");

@@ -29,9 +29,7 @@ struct Session {
     float *logits;                      /* [n_logits][vocab] */
     int n_logits;                       /* rows that logits has room for */
     int first_known, n_known;           /* which tokens of the last step have their logits there */
-    int64_t device_bytes;
-    int head_copied;
-    int cpu_experts, expert_slots, fetch_experts;       /* as in DeviceOptions */
+    Memory memory;                      /* what it takes of the device's own memory */
     int n_to_do, n_done;                /* tokens of this call, for progress */
     Trace trace;
 };
@@ -65,8 +63,8 @@ static CacheShape cache_shape(const Model *m, const SessionOptions *o) {
     return (CacheShape){.dtype = kv_dtype(m, o->kv), .context = o->context, .max_step = n};
 }
 
-/* The options for opening the device, without copy_head, cpu_experts and fetch_experts, which
- * open_parts adds. */
+/* The options for opening the device, but for those that session_memory decides: open_parts adds
+ * them. */
 static DeviceOptions device_options(const Model *m, const SessionOptions *o) {
     return (DeviceOptions){.max_n = max_step(m, o), .context = o->context,
                            .n_threads = o->n_threads, .exact = o->exact,
@@ -263,10 +261,10 @@ static int watch(void *arg, int n_done);
 static int open_parts(Session *s, Error *err) {
     const Model *m = s->m;
     DeviceOptions device = device_options(m, &s->o);
-    device.copy_head = s->head_copied;
-    device.cpu_experts = s->cpu_experts;
-    device.expert_slots = s->expert_slots;
-    device.fetch_experts = s->fetch_experts;
+    device.copy_head = s->memory.head_copy > 0;
+    device.cpu_experts = s->memory.cpu_experts;
+    device.expert_slots = s->memory.expert_slots;
+    device.fetch_experts = s->memory.expert_room > 0;
     CacheShape shape = cache_shape(m, &s->o);
     s->pass = (Pass){.m = m, .ops = s->o.ops, .watch = watch, .arg = s};
     s->pass.row = xcalloc(shape.max_step, sizeof *s->pass.row);
@@ -285,13 +283,9 @@ Session *session_new(const Model *m, const SessionOptions *o, Error *err) {
     Memory memory;
     if (session_memory(m, o, &memory, err) || session_fits(m, o, &memory, err)) return NULL;
     Session *s = xcalloc(1, sizeof *s);
-    s->device_bytes = session_bytes(&memory);
-    s->head_copied = memory.head_copy > 0;
-    s->cpu_experts = memory.cpu_experts;
-    s->expert_slots = memory.expert_slots;
-    s->fetch_experts = memory.expert_room > 0;
     s->m = m;
     s->o = *o;
+    s->memory = memory;
     s->o.chunk = memory.chunk ? memory.chunk : chunk_of(o);
     if (open_parts(s, err)) {
         session_free(s);
@@ -566,27 +560,24 @@ const int *session_ids(const Session *s, int *n) {
 
 int64_t session_context(const Session *s) { return s->o.context; }
 
-int session_head_copied(const Session *s) { return s->head_copied; }
+const Memory *session_takes(const Session *s) { return &s->memory; }
 
-int64_t session_device_bytes(const Session *s) { return s->device_bytes; }
+int64_t session_device_bytes(const Session *s) { return session_bytes(&s->memory); }
 
-int session_cpu_experts(const Session *s) { return s->cpu_experts; }
-
-int session_expert_slots(const Session *s, int64_t *chosen, int64_t *hits) {
+void session_slot_hits(const Session *s, int64_t *chosen, int64_t *hits) {
     *chosen = *hits = 0;
-    if (s->expert_slots) s->o.ops->slot_hits(s->pass.device, chosen, hits);
-    return s->expert_slots;
+    if (s->memory.expert_slots) s->o.ops->slot_hits(s->pass.device, chosen, hits);
 }
 
-void placement(const Model *m, int cpu_experts, int expert_slots, char text[PLACEMENT]) {
-    int on_gpu = m->config.n_layers - cpu_experts;
+void placement(const Model *m, const Memory *memory, char text[PLACEMENT]) {
+    int on_cpu = memory->cpu_experts, on_gpu = m->config.n_layers - on_cpu;
     *text = 0;
-    if (!cpu_experts) return;
+    if (!on_cpu) return;
     int n = snprintf(text, PLACEMENT, "experts of %d layer%s on the GPU, of %d on the CPU", on_gpu,
-                     on_gpu == 1 ? "" : "s", cpu_experts);
-    if (expert_slots)
-        snprintf(text + n, (size_t)(PLACEMENT - n), "; slots for %d of %d on the GPU", expert_slots,
-                 m->config.n_experts);
+                     on_gpu == 1 ? "" : "s", on_cpu);
+    if (memory->expert_slots)
+        snprintf(text + n, (size_t)(PLACEMENT - n), "; slots for %d of %d on the GPU",
+                 memory->expert_slots, m->config.n_experts);
 }
 
 void session_hidden(Session *s, float *h) { s->o.ops->hidden(s->pass.device, last_token(s), h); }

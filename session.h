@@ -138,22 +138,17 @@ const int *session_ids(const Session *s, int *n);
 /* Positions that it has room for. */
 int64_t session_context(const Session *s);
 
-/* Whether the device has an int8 copy of the head in its own memory. */
-int session_head_copied(const Session *s);
-
-/* Bytes of the device's own memory that the session takes. */
+/* What the session takes of the device's own memory, as session_memory told; its bytes in all. */
+const Memory *session_takes(const Session *s);
 int64_t session_device_bytes(const Session *s);
 
-/* How many layers' experts the CPU computes for the device. */
-int session_cpu_experts(const Session *s);
-
-/* How many slots each of these layers has on the device.  *chosen, *hits: as Ops.slot_hits. */
-int session_expert_slots(const Session *s, int64_t *chosen, int64_t *hits);
+/* As Ops.slot_hits; 0 and 0 without slots. */
+void session_slot_hits(const Session *s, int64_t *chosen, int64_t *hits);
 
 /* Writes to text where the experts are: "experts of 9 layers on the GPU, of 21 on the CPU" and,
- * with slots, "; slots for 32 of 128 on the GPU"; "" where cpu_experts is 0. */
+ * with slots, "; slots for 32 of 128 on the GPU"; "" where all are on the device. */
 #define PLACEMENT 120
-void placement(const Model *m, int cpu_experts, int expert_slots, char text[PLACEMENT]);
+void placement(const Model *m, const Memory *memory, char text[PLACEMENT]);
 
 /* ---- for tests ---- */
 
