@@ -315,32 +315,6 @@ static void swap_items(Item *a, Item *b) {
     *b = was;
 }
 
-/* Restores the heap item[0..n) below index i.  The root of the heap comes before all others. */
-static void sift_items(Item *item, int n, int i) {
-    Item moved = item[i];
-    for (int child; (child = 2 * i + 1) < n; i = child) {
-        if (child + 1 < n && item_before(&item[child + 1], &item[child])) child++;
-        if (!item_before(&item[child], &moved)) break;
-        item[i] = item[child];
-    }
-    item[i] = moved;
-}
-
-/* Moves the first min(max, n) items of item[0..n) to the front, in order.  Returns how many: the
- * heap gives one item after the other to the end of the array, which is then reversed. */
-static int order_first(Item *item, int n, int max) {
-    int left = n;
-    for (int i = n / 2; i-- > 0;) sift_items(item, n, i);
-    while (left > 0 && n - left < max) {
-        Item first = item[0];
-        item[0] = item[--left];
-        sift_items(item, left, 0);
-        item[left] = first;
-    }
-    for (int i = 0, j = n - 1; i < j; i++, j--) swap_items(&item[i], &item[j]);
-    return n - left;
-}
-
 /* The item at which the running sum of weights, in order, first reaches `mass`.  Reorders
  * item[0..n).  Works like Hoare's quickselect in [from, to): after parting the items around a
  * pivot it goes on with only the side in which the sum reaches `mass`, less the weights before
@@ -494,9 +468,9 @@ int sampler_next_top(Sampler *s, const int *ids, const float *logits, int n) {
 }
 
 int sampler_distribution(Sampler *s, const float *logits, const int *seen, int n_seen, int n_answer,
-                         int *ids, float *probs, int max) {
-    int n = filter(s, logits, seen, n_seen, n_answer), shown = order_first(s->item, n, max);
-    for (int i = 0; i < shown; i++) {
+                         int *ids, float *probs) {
+    int n = filter(s, logits, seen, n_seen, n_answer);
+    for (int i = 0; i < n; i++) {
         ids[i] = s->item[i].id;
         probs[i] = (float)(s->item[i].weight / s->sum);
     }

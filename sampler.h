@@ -61,11 +61,10 @@ int sampler_wants(const Sampler *s);
  * not decide, because logits that are not listed may be tied with the k-th. */
 int sampler_next_top(Sampler *s, const int *ids, const float *logits, int n);
 
-/* The distribution that sampler_next draws from: writes up to max (id, probability) pairs that
- * all filters have left, by falling probability, ties by rising id; returns how many are left in
- * all. */
+/* For tests: the distribution that sampler_next draws from.  Writes the ids that all filters have
+ * left, by rising id, and their probabilities to arrays [n_vocab], and returns how many they are. */
 int sampler_distribution(Sampler *s, const float *logits, const int *seen, int n_seen, int n_answer,
-                         int *ids, float *probs, int max);
+                         int *ids, float *probs);
 
 /* Natural logarithm of the softmax of logits[0..n) at id. */
 double log_prob(const float *logits, int n, int id);
