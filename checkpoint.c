@@ -273,9 +273,9 @@ static int parse_layers(Model *m, const Fields *text) {
     return 0;
 }
 
-/* For `info`: the layouts of weights (Kind) are noted by their part of the model (Group).  From
+/* For `info`: the layouts of weights (Kind) are noted by their part of the model (Part).  From
  * K_INT on the bits are groups of 32, 64 and 128 of INT4, of INT4 with zero points, of INT8. */
-enum Group { ATTENTION, MLP, EXPERTS, EMBEDDING, VISION, ROUTER };
+enum Part { ATTENTION, MLP, EXPERTS, EMBEDDING, VISION, ROUTER };
 enum Kind { K_F32, K_BF16, K_F16, K_MODELOPT, K_COMPRESSED, K_CHANNEL, K_BLOCK, K_TENSOR, K_INT };
 #define N_KINDS (K_INT + 9)
 static const char *const kind_name[N_KINDS] = {
@@ -550,12 +550,6 @@ static int parse_eos(Model *m, const Fields *f) {
     return token_ids(f, "eos_token_id", m->config.vocab, MAX_EOS, g->eos, &g->n_eos);
 }
 
-static int parse_suppressed(Model *m, const Fields *f) {
-    GenerationConfig *g = &m->generation;
-    return token_ids(f, "suppress_tokens", m->config.vocab, MAX_SUPPRESSED, g->suppress,
-                     &g->n_suppress);
-}
-
 /* Reads generation_config.json.  What the file leaves open is as in the file that Google publishes:
  * temperature 1, top-k 64, top-p 0.95.  A missing file leaves everything open. */
 static int load_generation(Model *m, const char *dir, Error *err) {
@@ -565,7 +559,9 @@ static int load_generation(Model *m, const char *dir, Error *err) {
     int sample;
     cJSON *json = load_json(dir, "generation_config.json", &path, 1, err);
     Fields f = {path.data, json, "", err};
-    int bad = !json || parse_eos(m, &f) || parse_suppressed(m, &f) ||
+    int bad = !json || parse_eos(m, &f) ||
+              token_ids(&f, "suppress_tokens", m->config.vocab, MAX_SUPPRESSED, g->suppress,
+                        &g->n_suppress) ||
               boolean(&f, "do_sample", &sample) ||
               number(&f, "temperature", 0, 1000, 1, &temperature) ||
               integer(&f, "top_k", 0, 1 << 24, 64, &g->top_k) ||
@@ -722,9 +718,9 @@ static int scalar(const Binder *b, const Tensor *t, float *out) {
 }
 
 /* Notes the layout of a weight of so many numbers. */
-static void note_weight(const Binder *b, enum Group group, int kind, int64_t numbers) {
+static void note_weight(const Binder *b, enum Part part, int kind, int64_t numbers) {
     Model *m = b->m;
-    m->kinds[group] |= 1u << kind;
+    m->kinds[part] |= 1u << kind;
     m->parameters += numbers;
 }
 
@@ -854,7 +850,7 @@ static int bind_integers(const Binder *b, const Tensor *t, Weight *w) {
 
 /* Binds a matrix [rows][cols].  Its layout follows from the tensors of its name alone; the lists of
  * quantised modules in the configuration are not read. */
-static int bind_weight(const Binder *b, enum Group group, int rows, int cols, Weight *w) {
+static int bind_weight(const Binder *b, enum Part part, int rows, int cols, Weight *w) {
     const Tensor *t = leaf(b, ".weight");
     int kind, packed = !t;
     if (packed) t = leaf(b, ".weight_packed");
@@ -866,7 +862,7 @@ static int bind_weight(const Binder *b, enum Group group, int rows, int cols, We
     else if (check_float(b, t) || check_shape(b, t, 2, rows, cols, 0)) kind = -1;
     else kind = plain_kind(t->dtype);
     if (kind < 0 || check_kind(b->m, t, kind, b->err)) return -1;
-    note_weight(b, group, kind, (int64_t)rows * cols);
+    note_weight(b, part, kind, (int64_t)rows * cols);
     return 0;
 }
 
@@ -929,7 +925,7 @@ static int bind_experts(Binder *b, int i, Layer *l) {
 static int bind_matrices(Binder *b, int i, Layer *l) {
     const Config *c = &b->m->config;
     int q_rows = c->n_heads * l->head_dim, kv_rows = l->n_kv_heads * l->head_dim;
-    struct { const char *name; int rows, cols; Weight *w; enum Group group; } matrix[] = {
+    struct { const char *name; int rows, cols; Weight *w; enum Part part; } matrix[] = {
         {"self_attn.q_proj", q_rows, c->hidden, &l->q, ATTENTION},
         {"self_attn.k_proj", kv_rows, c->hidden, &l->k, ATTENTION},
         {"self_attn.v_proj", kv_rows, c->hidden, &l->v, ATTENTION},
@@ -942,7 +938,7 @@ static int bind_matrices(Binder *b, int i, Layer *l) {
         if (matrix[k].w == &l->v && l->global && b->m->k_eq_v) continue;
         if (c->backbone && (matrix[k].w == &l->k || matrix[k].w == &l->v)) continue;
         set_name(b, "layers.%d.%s", i, matrix[k].name);
-        if (bind_weight(b, matrix[k].group, matrix[k].rows, matrix[k].cols, matrix[k].w)) return -1;
+        if (bind_weight(b, matrix[k].part, matrix[k].rows, matrix[k].cols, matrix[k].w)) return -1;
     }
     return 0;
 }
@@ -1313,12 +1309,12 @@ Model *model_open_drafter(const char *dir, const Model *target, Error *err) {
         return NULL;
     }
     warn_of_adapter(m, dir);
-    for (int g = 0; g < 4; g++)
+    for (int part = 0; part < 4; part++)
         for (int k = 0; k < N_KINDS; k++) {
-            if (!(m->kinds[g] & 1u << k)) continue;
-            char *layout = m->layout[g];
+            if (!(m->kinds[part] & 1u << k)) continue;
+            char *layout = m->layout[part];
             size_t n = strlen(layout);
-            snprintf(layout + n, sizeof m->layout[g] - n, "%s%s", n ? " + " : "", kind_name[k]);
+            snprintf(layout + n, sizeof m->layout[part] - n, "%s%s", n ? " + " : "", kind_name[k]);
         }
     return m;
 }

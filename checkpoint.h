@@ -47,8 +47,8 @@ struct Model {
     int standardize;                    /* 1: the tower's output is standardized */
     int media[3];                       /* ids of <|image|>, <|video|>, <|audio|>; -1: none */
     int pad;                            /* id of <pad> */
-    unsigned kinds[6];                  /* by enum Group: its weights' layouts, bits of enum Kind */
-    char layout[4][160];                /* by enum Group: the same in words, for `info` */
+    unsigned kinds[6];                  /* by enum Part: its weights' layouts, bits of enum Kind */
+    char layout[4][160];                /* by enum Part: the same in words, for `info` */
     int64_t parameters;                 /* numbers of all weights */
     Lora *lora;                         /* [n_loras] */
     int n_loras;
