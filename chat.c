@@ -99,19 +99,15 @@ static void put_trimmed(Writer *w, const char *s, size_t n) {
     put_text(w, s, n);
 }
 
-static int starts_with(const char *s, const char *prefix) {
-    return !strncmp(s, prefix, strlen(prefix));
-}
-
 /* The template's strip_thinking: adds to out what stands outside of `<|channel>` … `<channel|>`.  A
  * thought without end reaches to the end of the text; a lone `<channel|>` is dropped. */
 static void strip_thinking(const char *s, Buf *out) {
     int in_thought = 0;
     while (*s) {
-        if (starts_with(s, "<channel|>")) {
+        if (begins(s, "<channel|>")) {
             in_thought = 0;
             s += strlen("<channel|>");
-        } else if (starts_with(s, "<|channel>")) {
+        } else if (begins(s, "<|channel>")) {
             in_thought = 1;
             s += strlen("<|channel>");
         } else {
@@ -582,7 +578,6 @@ static int put_tools(Writer *w, const cJSON *tools) {
     }
     return 0;
 }
-
 
 /* Writes the arguments of a call in the history: a JSON object, or a string that contains one.
  * Null and an empty string become {}.  Anything else (arguments that were cut off, or no object) is

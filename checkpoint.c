@@ -19,8 +19,6 @@
 #include "fields.h"
 #include "json.h"
 
-static int begins(const char *s, const char *start) { return !strncmp(s, start, strlen(start)); }
-
 /* ---- config.json ---- */
 
 /* The frequencies of RoPE, [head_dim / 2], for layers of `type` (modeling_rope_utils.py):
@@ -1000,12 +998,11 @@ static int bind_layer(Binder *b, int i) {
 /* The prefix of the vision tower's tensors, "model." or, as older programs write it, "".  NULL: the
  * checkpoint has no tower. */
 static const char *tower_prefix(const Model *m) {
-    static const char name[] = "model.vision_tower.";
     int n;
     const Tensor *t = safetensors_all(m->st, &n);
     for (int i = 0; i < n; i++) {
-        if (!strncmp(t[i].name, name, sizeof name - 1)) return "model.";
-        if (!strncmp(t[i].name, name + 6, sizeof name - 7)) return "";
+        if (begins(t[i].name, "model.vision_tower.")) return "model.";
+        if (begins(t[i].name, "vision_tower.")) return "";
     }
     return NULL;
 }

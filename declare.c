@@ -126,20 +126,13 @@ static int is_known_field(const char *name, int in_function) {
     static const char *const both[] = {
         "name", "description", "parameters", "inputSchema", "input_schema", "parametersJsonSchema",
         "parameters_json_schema", "strict", "title", "response", "returns", "annotations",
-        "outputSchema", "output_schema", "examples",
-        "input_examples", NULL,
+        "outputSchema", "output_schema", "examples", "input_examples", NULL,
     };
     static const char *const outside[] = {
         "type", "function", "_meta", "icons", "execution", "cache_control", "defer_loading",
         "allowed_callers", "eager_input_streaming", NULL,
     };
-    const char *const *list = both;
-    if (!strncmp(name, "x-", 2)) return 1;
-    for (; *list; list++)
-        if (!strcmp(name, *list)) return 1;
-    for (list = in_function ? list : outside; *list; list++)
-        if (!strcmp(name, *list)) return 1;
-    return 0;
+    return begins(name, "x-") || is_in(name, both) || (!in_function && is_in(name, outside));
 }
 
 /* Adds the unknown fields of o, a part of tool i.  inside: "function." or "". */

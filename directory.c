@@ -11,11 +11,6 @@
 
 static const char weights[] = ".safetensors";
 
-int has_ending(const char *name, const char *ending) {
-    size_t n = strlen(name), k = strlen(ending);
-    return n >= k && !strcmp(name + n - k, ending);
-}
-
 int is_directory(const char *path) {
     struct stat info;
     return !stat(path, &info) && S_ISDIR(info.st_mode);
@@ -145,7 +140,7 @@ int directory_weights(const char *dir, Names *out, Error *err) {
     *out = (Names){0};
     list(dir, &all);
     for (int i = 0; i < all.n; i++) {
-        if (!has_ending(all.name[i], weights) || !strncmp(all.name[i], "adapter_", 8)) continue;
+        if (!has_ending(all.name[i], weights) || begins(all.name[i], "adapter_")) continue;
         out->name = xrealloc(out->name, out->n + 1, sizeof *out->name);
         out->name[out->n++] = xstrdup(all.name[i]);
     }
@@ -201,12 +196,12 @@ static Found look_through(const char *dir, const Names *all) {
     for (int i = 0; i < all->n; i++) {
         const char *name = all->name[i];
         int is_weights = has_ending(name, weights), is_json = has_ending(name, ".json");
-        int is_adapter = !strncmp(name, "adapter_", 8) && (is_weights || is_json);
+        int is_adapter = begins(name, "adapter_") && (is_weights || is_json);
         int is_read = is_weights || is_json || !strcmp(name, "tokenizer.model");
         f.n_weights += is_weights && !is_adapter;
         f.has_adapter |= is_adapter;
         f.has_config |= !strcmp(name, "config.json");
-        f.has_torch |= !strncmp(name, "pytorch_model.bin", 17);
+        f.has_torch |= begins(name, "pytorch_model.bin");
         if (is_gguf(dir, name)) f.gguf = name;
         if (is_read && dangles(dir, name)) f.dangling = name;
         if (has_ending(name, ".safetensors.aria2")) f.unfinished = name;

@@ -27,9 +27,8 @@ int is_shard(const char *name);
 /* Whether both files are shards of one set: of the same STEM and the same number of shards. */
 int are_siblings(const char *a, const char *b);
 
-/* Whether there is a directory of that name; whether the name ends so. */
+/* Whether there is a directory of that name. */
 int is_directory(const char *path);
-int has_ending(const char *name, const char *ending);
 
 /* Refuses a checkpoint that lacks files, or one of its *.safetensors that is cut short: `path` is
  * the directory or the file, `what` says what is wrong.  The line says how to download it again.

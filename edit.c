@@ -572,7 +572,7 @@ typedef struct {
 
 /* Adds the candidate `name`, with `tail` behind it, if it begins with the word. */
 static void add_candidate(Completion *c, const char *name, const char *tail) {
-    if (strncmp(name, c->word, strlen(c->word))) return;
+    if (!begins(name, c->word)) return;
     Buf whole = {0};
     size_t same = 0;
     buf_printf(&whole, "%s%s", name, tail);
@@ -619,7 +619,7 @@ static void add_candidates(Completion *c, const Editor *e, const char *line) {
     c->word = line;
     if (line[0] != '/') return;
     if (!blank) add_names(c, e->commands);
-    else if (strncmp(line, "/set ", 5)) add_files(c, blank + 1);
+    else if (!begins(line, "/set ")) add_files(c, blank + 1);
     else {
         c->word = blank + 1;
         add_names(c, e->settings);

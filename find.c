@@ -69,7 +69,7 @@ static int match_commits(const char *repo, const char *name, const char *prefix,
     buf_printf(&path, "%s/snapshots", repo);
     DIR *d = opendir(path.data);
     while (d && (entry = readdir(d))) {
-        if (entry->d_name[0] == '.' || strncmp(entry->d_name, prefix, strlen(prefix))) continue;
+        if (entry->d_name[0] == '.' || !begins(entry->d_name, prefix)) continue;
         commit->len = 0;
         buf_puts(commit, entry->d_name);
         buf_printf(all, "%s-m %s@%s", n++ ? " or " : "", name, entry->d_name);

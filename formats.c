@@ -236,7 +236,7 @@ static int cut_both(Compiler *c, const Place *p, const cJSON *keyword, const cJS
     const char *text = keyword->valuestring;
     if (!strcmp(keyword->string, "format"))
         return cut_format(c, schema, text, not, has_pattern, set);
-    if (strncmp(text, ahead, strlen(ahead)) || !is_host(p) || strchr(text, '|'))
+    if (!begins(text, ahead) || !is_host(p) || strchr(text, '|'))
         return cut_pattern(c, schema, "pattern", text, not, set);
     Buf rest = {0};
     buf_printf(&rest, "^%s", text + strlen(ahead));

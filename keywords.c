@@ -18,7 +18,7 @@ int is_note(const char *keyword) {
         "allowTrailingCommas", "enumNames", "enumItemLabels", "tsType", "tsEnumNames", "unit",
         "units", "propertyOrder", "propertyOrdering", "$dynamicAnchor", "$recursiveAnchor", NULL,
     };
-    return !strncmp(keyword, "x-", 2) || !strncmp(keyword, "ui:", 3) || is_in(keyword, notes);
+    return begins(keyword, "x-") || begins(keyword, "ui:") || is_in(keyword, notes);
 }
 
 static const char *const of_objects[] = {
@@ -147,7 +147,7 @@ int check_keywords(Compiler *c, const cJSON *schema) {
     cJSON_ArrayForEach(k, schema) {
         const char *name = k->string;
         if ((what = misshapen(k))) return wrong(c, schema, name, what), -1;
-        if (!strncmp(name, "unevaluated", 11) && !cJSON_IsBool(k))
+        if (begins(name, "unevaluated") && !cJSON_IsBool(k))
             return wrong(c, schema, name, "supported as true and false only"), -1;
         /* Nothing satisfies a type of [], which make_types makes for a place without types. */
         int is_empty = cJSON_IsArray(k) && !k->child;
@@ -166,7 +166,7 @@ int count_of(Compiler *c, const cJSON *schema, const char *name, int otherwise) 
     if (!v) return otherwise;
     if (!is_count(v)) wrong(c, schema, name, BAD_COUNT);
     else if (v->valuedouble <= MOST) return (int)v->valuedouble;
-    else if (!strncmp(name, "max", 3)) return NO_LIMIT;
+    else if (begins(name, "max")) return NO_LIMIT;
     else wrong(c, schema, name, "supported up to 1000000000");
     return otherwise;
 }

@@ -373,8 +373,8 @@ static void add_warnings(const Media *m, const char *name, Buf *warnings) {
 static int load_part(MediaStore *s, const cJSON *part, int i, int j, int is_new, Prompt *p,
                      Error *err) {
     const char *type = cJSON_GetStringValue(json_field(part, "type"));
-    int is_image = type && (!strncmp(type, "image", 5) || !strcmp(type, "input_image"));
-    int is_video = type && !strncmp(type, "video", 5);
+    int is_image = type && (begins(type, "image") || !strcmp(type, "input_image"));
+    int is_video = type && begins(type, "video");
     if (!is_image && !is_video) return 0;
     Buf url = part_url(part, type), name = {0};
     int named = url.data != NULL;

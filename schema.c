@@ -338,7 +338,7 @@ static int negate(Opposite *o, const cJSON *schema, const cJSON *k) {
     if (!strcmp(name, "additionalProperties"))
         return cJSON_IsTrue(k) || negate_others(o, schema, k, 0);
     if (!strcmp(name, "patternProperties")) return !k->child || negate_others(o, schema, k, 1);
-    if (!strncmp(name, "depend", 6)) return negate_dependent(o, k), 1;
+    if (begins(name, "depend")) return negate_dependent(o, k), 1;
     if (!strcmp(name, "if")) return negate_if(o, schema, k), 1;
     if (!strcmp(name, "anyOf") || !strcmp(name, "oneOf"))
         return negate_alternatives(o, k, *name == 'o');

@@ -401,6 +401,13 @@ int is_in(const char *word, const char *const *list) {
     return 0;
 }
 
+int begins(const char *s, const char *start) { return !strncmp(s, start, strlen(start)); }
+
+int has_ending(const char *s, const char *ending) {
+    size_t n = strlen(s), k = strlen(ending);
+    return n >= k && !strcmp(s + n - k, ending);
+}
+
 int is_text(const char *s, size_t n, const char *text) {
     return n == strlen(text) && !memcmp(s, text, n);
 }
@@ -470,7 +477,7 @@ static double least_quota(const char *root, const char *mount, const char *group
 static int has_word(const char *list, const char *word) {
     for (size_t n; *list; list += n + (list[n] == ',')) {
         n = strcspn(list, ",");
-        if (n == strlen(word) && !memcmp(list, word, n)) return 1;
+        if (is_text(list, n, word)) return 1;
     }
     return 0;
 }

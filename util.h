@@ -147,6 +147,10 @@ static inline unsigned number_at(const uint8_t *p, int bytes, int big) {
 /* Whether a word is in a list that ends with NULL. */
 int is_in(const char *word, const char *const *list);
 
+/* Whether s begins with `start`; whether it ends with `ending`. */
+int begins(const char *s, const char *start);
+int has_ending(const char *s, const char *ending);
+
 /* Whether s[0..n) is the text. */
 int is_text(const char *s, size_t n, const char *text);
 
