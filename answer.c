@@ -297,7 +297,7 @@ static void end_call(Answer *a, int closed, Buf *content, Buf *thought) {
     Buf lines = {0};
     size_t at = 0, used;
     int how = closed ? CALL_CLOSED : 0;
-    if (a->start.held && !a->bare) how |= CALL_HELD;
+    if (a->start.constrained && !a->bare) how |= CALL_CONSTRAINED;
     if (a->header >= 0) end_channel_in_call(a, thought);
     a->shown = 1;
     buf_add(&a->call, "", 0);           /* a call without a token is an empty text, and not NULL */

@@ -10,7 +10,7 @@ typedef struct {
     int thinking;                       /* 1: a thought was asked for */
     int in_thought;                     /* 1: the prompt ended inside a thought */
     int in_content;                     /* 1: the prompt ended inside the content, which goes on */
-    int held;                           /* 1: sampling was constrained: calls fit their schemas */
+    int constrained;                    /* 1: sampling was constrained: calls fit their schemas */
     int raw;                            /* 1: no chat: even names of control tokens are content */
     const cJSON *tools;                 /* the request's, from tools_read; NULL: none.  The caller
                                          * owns them; they must outlive the answer */

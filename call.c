@@ -77,7 +77,7 @@ typedef struct {
     Buf out;                            /* the arguments as JSON */
     const char *why;                    /* why the call cannot be read */
     int mends;                          /* bits ROUND_BRACKETS … AS_JSON */
-    int closed, held;                   /* CALL_CLOSED and CALL_HELD of call_read */
+    int closed, constrained;            /* CALL_CLOSED and CALL_CONSTRAINED of call_read */
     const cJSON *root;                  /* the schema of the tool's parameters; NULL: not known */
     Buf names;                          /* the keys so far of all open objects, each 0-terminated */
     char close[MAX_NESTING + 1];        /* [depth] closing brackets to come, innermost last */
@@ -485,7 +485,7 @@ static int read_words(CallReader *r, const cJSON *schema, const cJSON *object, i
     r->p = end;
     /* 2. A literal, unless the schema wants a string there. */
     int is_string = admits(r, schema, "string", 0), is_null = is_text(from, n, "null");
-    if (type && (r->held || is_null || !is_string || admits(r, schema, type, 0))) {
+    if (type && (r->constrained || is_null || !is_string || admits(r, schema, type, 0))) {
         if (json && !is_text(from, n, json)) r->mends |= PYTHON_WORD;
         if (json) buf_puts(&r->out, json);
         else buf_add(&r->out, from, n);
@@ -551,7 +551,8 @@ static const char *end_of_key(CallReader *r) {
  * written under a schema: a schema that permits any names permits the same name twice, and the
  * client already has the first half of the call. */
 static int is_twice(const CallReader *r, size_t first, const char *name) {
-    for (size_t i = first; i < r->names.len && !r->held; i += strlen(r->names.data + i) + 1)
+    if (r->constrained) return 0;
+    for (size_t i = first; i < r->names.len; i += strlen(r->names.data + i) + 1)
         if (!strcmp(r->names.data + i, name)) return 1;
     return 0;
 }
@@ -561,7 +562,7 @@ static int is_twice(const CallReader *r, size_t first, const char *name) {
 static int read_key_alone(CallReader *r, const cJSON *object, Buf *key) {
     peek(r);
     size_t plain = member_name(r->p, r->end, ":");
-    int is_plain = plain && (r->held || is_declared(r, object, r->p, plain) > 0);
+    int is_plain = plain && (r->constrained || is_declared(r, object, r->p, plain) > 0);
     int is_string = is_plain ? 0 : read_string(r, key);
     if (is_string) {
         r->mends |= QUOTED_KEY;
@@ -821,7 +822,7 @@ const char *call_read(const char *text, size_t n, const cJSON *tools, int how, T
     if (!n) return "nothing in it";
     CallReader r = {.p = text, .end = text + n};
     r.closed = how & CALL_CLOSED;
-    r.held = how & CALL_HELD;
+    r.constrained = how & CALL_CONSTRAINED;
     Buf name = {0};
     int bad = !read_as_json(&r, &name) &&
               (read_head(&r, tools, &name) || read_arguments(&r, tools));
@@ -853,10 +854,7 @@ int call_begins(const char *text, size_t n, const cJSON *tools) {
     if (len > MAX_TOOL_NAME || (len && !is_name(name, len))) return -1;
     if (p == end) return 0;
     if ((*p != '{' && *p != '(') || !len) return -1;
-    char *key = strndup(name, len);
-    int known = tool_named(tools, key) != NULL;
-    free(key);
-    return known ? 1 : 2;
+    return tool_at(tools, name, len) ? 1 : 2;
 }
 
 /* ---- a call that is still being written ---- */

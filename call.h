@@ -36,8 +36,8 @@ void call_put_id(Buf *out, int i, int n_prompt);
  * tools: the request's, from tools_read, or NULL.  True or 5 without quotes may be a literal or a
  *     string: the schema of the tool decides; without a schema it is a literal.
  * how: CALL_CLOSED when the model ended the call itself: only then are missing closing brackets
- *     added.  CALL_HELD when sampling was constrained by the tool's schema: then what looks like a
- *     literal is one.
+ *     added.  CALL_CONSTRAINED when sampling was constrained by the tool's schema: then what looks
+ *     like a literal is one.
  * used: becomes the length of the text up to a second call in it, whose opening token is missing,
  *     or n.
  * Mends: round brackets, `=` for a colon, colons too many, quotes of other kinds, words without
@@ -46,7 +46,7 @@ void call_put_id(Buf *out, int i, int n_prompt);
  * mend.
  * Returns NULL and fills in *call, whose strings the caller owns; or returns why the call cannot be
  * read, or can be read in two ways. */
-enum { CALL_CLOSED = 1, CALL_HELD = 2 };
+enum { CALL_CLOSED = 1, CALL_CONSTRAINED = 2 };
 const char *call_read(const char *text, size_t n, const cJSON *tools, int how, ToolCall *call,
                       Buf *mends, size_t *used);
 

@@ -145,7 +145,7 @@ typedef struct {
 static void run_open(Run *r, const Engine *e, Generation *g) {
     AnswerStart how = {.thinking = g->chat.thinking, .in_thought = g->in_thought,
                        .in_content = g->chat.continue_final,
-                       .held = g->call_schema || g->schema_is_calls, .raw = g->raw,
+                       .constrained = g->call_schema || g->schema_is_calls, .raw = g->raw,
                        .tools = g->tools};
     /* An embedding that was resized may have rows beyond the tokenizer's ids.  They mean nothing,
      * and fine-tuning leaves them as they were. */

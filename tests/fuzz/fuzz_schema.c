@@ -40,7 +40,7 @@ static void write_under(Schema *s, int of_calls) {
     if (left > 60) return;              /* many ways through a long text take long */
     Buf text = {0}, content = {0}, thought = {0};
     Answer stream;
-    answer_open(&stream, t, (AnswerStart){.held = of_calls});
+    answer_open(&stream, t, (AnswerStart){.constrained = of_calls});
     for (left += below(40); !schema_must_end(s, state); left--) {
         if (left <= 0 && !schema_may_end(s, state)) abort();
         if (left <= 0) break;
