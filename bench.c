@@ -270,7 +270,7 @@ static void put_header(const Bench *b, Buf *out) {
     const char *kernels = s->ops == &cpu_ops ? cpu_kernel_name() : NULL;
     if (b->o->json) {
         buf_puts(out, "{\"model\": ");
-        json_quote(out, b->e->name, strlen(b->e->name));
+        json_quote_text(out, b->e->name);
         buf_printf(out, ", \"device\": \"%s\"", s->ops->name);
         if (kernels) buf_printf(out, ", \"kernels\": \"%s\"", kernels);
         buf_printf(out, ", \"threads\": %d, \"context\": %lld, "

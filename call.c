@@ -63,9 +63,9 @@ void calls_put(Buf *out, const ToolCall *calls, int n, int n_prompt) {
         buf_puts(out, i ? ", {\"id\": " : "{\"id\": ");
         call_put_id(out, i, n_prompt);
         buf_puts(out, ", \"type\": \"function\", \"function\": {\"name\": ");
-        json_quote(out, calls[i].name, strlen(calls[i].name));
+        json_quote_text(out, calls[i].name);
         buf_puts(out, ", \"arguments\": ");
-        json_quote(out, calls[i].arguments, strlen(calls[i].arguments));
+        json_quote_text(out, calls[i].arguments);
         buf_puts(out, "}}");
     }
     buf_puts(out, "]");

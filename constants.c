@@ -14,12 +14,12 @@ static int is_bare_name(const char *name) {
 }
 
 void put_name(Compiler *c, const cJSON *schema, const char *keyword, const char *name, Buf *out) {
-    if (!program_in_calls(c->s)) json_quote(out, name, strlen(name));
+    if (!program_in_calls(c->s)) json_quote_text(out, name);
     else if (is_bare_name(name)) buf_puts(out, name);
     else {
         Buf what = {0};
         buf_puts(&what, "the name ");
-        json_quote(&what, name, strlen(name));
+        json_quote_text(&what, name);
         buf_puts(&what, " cannot be written in a call");
         wrong(c, schema, keyword, what.data);
         buf_free(&what);
@@ -62,7 +62,7 @@ void put_constant(Compiler *c, const cJSON *schema, const cJSON *v, Buf *out) {
         int in_calls = program_in_calls(c->s);
         if (in_calls && strchr(v->valuestring, MARK))
             wrong(c, schema, "enum", "a string that is not UTF-8");
-        if (!in_calls) json_quote(out, v->valuestring, strlen(v->valuestring));
+        if (!in_calls) json_quote_text(out, v->valuestring);
         else buf_printf(out, "\xff\x01%s\xff\x01", v->valuestring);
     } else if (cJSON_IsNumber(v)) {
         char *number = json_text(v);

@@ -143,7 +143,7 @@ static void add_unknown(Buf *names, const cJSON *o, int i, const char *inside) {
         if (is_known_field(field->string, *inside != 0)) continue;
         buf_printf(names, "%stools[%d].%s", names->len ? ", " : "", i, inside);
         if (*field->string && !strpbrk(field->string, " ,\"\t\r\n")) buf_puts(names, field->string);
-        else json_quote(names, field->string, strlen(field->string));
+        else json_quote_text(names, field->string);
     }
 }
 

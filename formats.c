@@ -204,7 +204,7 @@ static int cut_format(Compiler *c, const cJSON *schema, const char *format, int 
     }
     if (!not && (is_annotation(format) || has_pattern)) return 0;
     Buf what = {0};
-    json_quote(&what, format, strlen(format));
+    json_quote_text(&what, format);
     buf_puts(&what, " is not supported");
     wrong(c, schema, "format", what.data);
     buf_free(&what);

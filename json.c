@@ -408,6 +408,8 @@ void json_quote(Buf *out, const char *s, size_t n) {
     buf_puts(out, "\"");
 }
 
+void json_quote_text(Buf *out, const char *s) { json_quote(out, s, strlen(s)); }
+
 void json_quote_lines(Buf *out, const char *text) {
     buf_puts(out, "[");
     for (size_t n, i = 0; *text; text += n + (text[n] == '\n'), i++) {

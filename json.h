@@ -92,6 +92,7 @@ const cJSON *json_pointer(const cJSON *root, const char *pointer);
 
 /* Adds s[0..n) as a JSON string with its quotes; bytes that are not UTF-8 become U+FFFD. */
 void json_quote(Buf *out, const char *s, size_t n);
+void json_quote_text(Buf *out, const char *s);          /* the same of a C string */
 
 /* Adds the lines of text as a JSON list of strings, without the newline that ends each line. */
 void json_quote_lines(Buf *out, const char *text);

@@ -90,7 +90,7 @@ static void begin(AnswerWriter *w, const char *object) {
     w->out.len = 0;
     buf_printf(&w->out, "{\"id\": \"chatcmpl-%ld\", \"object\": \"%s\", ", w->line, object);
     buf_printf(&w->out, "\"created\": %ld, \"model\": ", w->created);
-    json_quote(&w->out, w->e->name, strlen(w->e->name));
+    json_quote_text(&w->out, w->e->name);
     buf_puts(&w->out, ", \"choices\": [");
 }
 
@@ -276,7 +276,7 @@ static void put_error(const Request *r, long line, const char *message) {
         buf_puts(&out, ", \"response\": null, ");
     }
     buf_puts(&out, "\"error\": {\"message\": ");
-    json_quote(&out, message, strlen(message));
+    json_quote_text(&out, message);
     buf_printf(&out, ", \"type\": \"invalid_request_error\", \"line\": %ld}}\n", line);
     put_stdout(out.data, out.len);
     buf_free(&out);

@@ -442,29 +442,26 @@ static void put_ids(const Ids *ids) {
     buf_free(&out);
 }
 
-static int is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
-
-static int is_digit(char c) { return c >= '0' && c <= '9'; }
-
 /* Adds the ids in a text, which are separated by white space.  Returns 0, or -1 with err, which
  * names the file. */
 static int parse_ids(const char *file, const Buf *text, int n_vocab, Ids *ids, Error *err) {
-    const char *p = text->data, *end = text->data + text->len;
-    for (;;) {
-        while (p < end && is_space(*p)) p++;
-        if (p == end) return 0;
-        const char *from = p;
-        long long v = 0;
-        while (p < end && is_digit(*p) && v < n_vocab) v = v * 10 + (*p++ - '0');
-        if (v >= n_vocab) {
-            size_t n = strspn(from, "0123456789");
+    static const char space[] = " \t\n\v\f\r";
+    size_t at = strspn(text->data, space);
+    while (at < text->len) {
+        const char *from = text->data + at;
+        size_t n = strspn(from, "0123456789");
+        long long id = n ? strtoll(from, NULL, 10) : 0;         /* at most LLONG_MAX */
+        if (id >= n_vocab)
             return fail(err, "%s: id %.*s is outside the vocabulary of %d", file,
                         n < 30 ? (int)n : 30, from, n_vocab);
-        }
-        if (p == from || (p < end && !is_space(*p)))
-            return fail(err, "%s: byte %zu is no token id", file, (size_t)(p - text->data));
-        ids_add(ids, (int)v);
+        at += n;
+        size_t n_space = strspn(from + n, space);
+        if (!n || (!n_space && at < text->len))
+            return fail(err, "%s: byte %zu is no token id", file, at);
+        ids_add(ids, (int)id);
+        at += n_space;
     }
+    return 0;
 }
 
 static int run_tokenize(const Options *o, const char *dir, Error *err) {
@@ -524,13 +521,11 @@ typedef struct {
 
 static double gb(int64_t bytes) { return (double)bytes * 1e-9; }
 
-static void put_json_text(Buf *out, const char *text) { json_quote(out, text, strlen(text)); }
-
 static void put_info_json(const Info *i, Buf *out) {
     const Config *c = i->model.config;
     const Memory *gpu = &i->gpu;
     buf_puts(out, "{\"model\": ");
-    put_json_text(out, i->name);
+    json_quote_text(out, i->name);
     buf_printf(out, ", \"layers\": %d, \"global_layers\": %d, \"hidden_size\": %d, \"heads\": %d, "
                "\"kv_heads\": %d, \"global_kv_heads\": %d, ", c->n_layers, i->model.n_global,
                c->hidden, c->n_heads, i->model.kv_heads, i->model.global_kv_heads);
@@ -549,17 +544,17 @@ static void put_info_json(const Info *i, Buf *out) {
     for (int k = 0; k < i->model.n_adapters; k++) {
         const AdapterInfo *a = model_adapter(i->m, k);
         buf_puts(out, k ? ", {\"name\": " : ", \"adapters\": [{\"name\": ");
-        put_json_text(out, a->name);
+        json_quote_text(out, a->name);
         buf_printf(out, ", \"scale\": %g, \"rank\": %d, \"matrices\": %d, \"base\": ", a->scale,
                    a->rank, a->n);
-        if (a->base) put_json_text(out, a->base);
+        if (a->base) json_quote_text(out, a->base);
         else buf_puts(out, "null");
         buf_puts(out, "}");
     }
     if (i->model.n_adapters) buf_puts(out, "]");
     if (gpu->total) {
         buf_puts(out, ", \"gpu\": {\"name\": ");
-        put_json_text(out, gpu->name);
+        json_quote_text(out, gpu->name);
         buf_printf(out, ", \"weights\": %lld, \"activations\": %lld, \"cache\": %lld, "
                    "\"head_copy\": %lld, \"expert_room\": %lld, \"free\": %lld, \"total\": %lld, "
                    "\"cpu_experts\": %d, \"expert_slots\": %d, \"chunk\": %d, \"fits\": %s}",
@@ -828,7 +823,7 @@ static void show_call(void *arg, int i, const ToolCall *call) {
         return;
     }
     buf_puts(&line, "{\"name\": ");
-    put_json_text(&line, call->name);
+    json_quote_text(&line, call->name);
     buf_printf(&line, ", \"arguments\": %s}\n", call->arguments);
     put_stdout(line.data, line.len);
     buf_free(&line);

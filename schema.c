@@ -624,7 +624,7 @@ static void add_missing_name(Compiler *c, const Place *p, Buf *out) {
             if (found || all.part[i].marks & NEGATED || may_have(c, &all, name->valuestring))
                 continue;
             buf_puts(out, ": ");
-            json_quote(out, name->valuestring, strlen(name->valuestring));
+            json_quote_text(out, name->valuestring);
             buf_puts(out, " is required and not allowed");
             found = 1;
         }

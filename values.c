@@ -76,7 +76,7 @@ static void put_value(Buf *out, const cJSON *v) {
     const cJSON *item;
     Property *p = NULL;
     int n = 0;
-    if (cJSON_IsString(v)) json_quote(out, v->valuestring, strlen(v->valuestring));
+    if (cJSON_IsString(v)) json_quote_text(out, v->valuestring);
     else if (cJSON_IsNumber(v)) put_decimal(out, v);
     else if (cJSON_IsArray(v)) {
         buf_puts(out, "[");
@@ -90,7 +90,7 @@ static void put_value(Buf *out, const cJSON *v) {
         cJSON_ArrayForEach(item, v) p[n++] = (Property){.name = item->string, .value = item};
         if (n) qsort(p, (size_t)n, sizeof *p, compare_properties);
         for (int i = 0; i < n; i++) {
-            json_quote(out, p[i].name, strlen(p[i].name));
+            json_quote_text(out, p[i].name);
             put_value(out, p[i].value);
         }
         free(p);
