@@ -1,11 +1,12 @@
 /* attention.c - norms, RoPE, the KV cache and attention on the CPU.
  *
- * There are two ways to compute softmax(q . K) V.  In steps of few tokens (`uses_flash`), or where
- * the cache is float32: the keys come in parts of PART_KEYS positions; all scores of some queries
- * in a part are computed, then e^score, then the weighted sum of V (`attend_part`), and the parts
- * of a query are joined one after the other (`join_part`).  Otherwise, many tokens: 128 keys at a
- * time with a running softmax (`flash_task`).  Both are bound by reading the cache from memory.  So
- * the query heads that share keys go through the cache together, and neighbouring tokens do, too.
+ * There are two ways to compute softmax(q . K) V.  Steps of many tokens (`uses_flash`), unless the
+ * cache is float32, take FLASH_KEYS keys at a time with a running softmax (`flash_task`).  In all
+ * other steps the keys come in parts of PART_KEYS positions: all scores of some queries in a part
+ * are computed, then e^score, then the weighted sum of V (`attend_part`), and the parts of a query
+ * are joined one after the other (`join_part`).  Both are bound by reading the cache from memory.
+ * So the query heads that share keys go through the cache together, and neighbouring tokens do,
+ * too.
  *
  * Who writes the cache.  A task of cpu_qkv writes K and V of one token.  cpu_attend begins when all
  * tasks of cpu_qkv are done (`parallel` in cpu.h), so its tasks read the keys of the whole step.
@@ -209,8 +210,8 @@ static int as_bf16(const Attention *a, int n) {
     return a->kv->dtype != DT_F32 && a->d->kernel->bf16 && n % 16 == 0;
 }
 
-/* Such a row, in place or in buffer.  An FP8 row is read here, so the one that is `ahead` positions
- * behind it is fetched here, too. */
+/* A row of n numbers of the cache as BF16 (as_bf16), in place or in buffer.  An FP8 row is read
+ * here, so the one that is `ahead` positions behind it is fetched here, too. */
 static const uint8_t *bf16_row(const Attention *a, const uint8_t *row, int n, int ahead,
                                uint16_t *buffer) {
     if (a->kv->dtype == DT_BF16) return row;
@@ -220,9 +221,9 @@ static const uint8_t *bf16_row(const Attention *a, const uint8_t *row, int n, in
     return (const uint8_t *)buffer;
 }
 
-/* How many bytes ahead a kernel may fetch itself, for rows `ahead` positions behind; 0: none, as
- * bf16_row does it. */
-static int fetch(const Attention *a, int n, int ahead) {
+/* The bytes from a row of n numbers to the one that is `ahead` positions behind it, which a kernel
+ * may fetch while it reads the first.  0 in an FP8 cache: there bf16_row fetches it. */
+static int fetch_ahead(const Attention *a, int n, int ahead) {
     return a->kv->dtype == DT_BF16 ? ahead * a->l->n_kv_heads * n * 2 : 0;
 }
 
@@ -293,7 +294,8 @@ static void score_rows(const Queries *s, int is_v, int64_t p, int count) {
             x[j] = q + ((int64_t)t * n_heads + head) * width;
         }
         /* 3. Their products with the rows.  The first queries fetch the rows of the next call. */
-        if (bf16) dots_of_bf16(d->kernel, row, width, x, n, i ? 0 : fetch(a, width, ROWS), dots);
+        int ahead = i ? 0 : fetch_ahead(a, width, ROWS);
+        if (bf16) dots_of_bf16(d->kernel, row, width, x, n, ahead, dots);
         else for (int j = 0; j < n; j++) d->kernel->dot4(x[j], key, width, dots[j]);
         /* 4. The scores. */
         for (int j = 0; j < n; j++) {
@@ -361,7 +363,7 @@ static int sees_any(const Attention *a, int t, int64_t p, int count) {
  * see any of them: rows of V as BF16, without the cache's scale. */
 static void add_bf16_values(const Queries *s, int64_t p, int count) {
     const Attention *a = s->a;
-    int dim = a->l->head_dim, ahead = fetch(a, dim, VALUES);
+    int dim = a->l->head_dim, ahead = fetch_ahead(a, dim, VALUES);
     int64_t stride = s->end - s->from;
     const uint8_t *row[VALUES];
     for (int k = 0; k < count; k++)
@@ -374,7 +376,7 @@ static void add_bf16_values(const Queries *s, int64_t p, int count) {
     }
 }
 
-/* The same job for count <= 4 rows of V as float32, with the cache's scale.  Behind the last row
+/* add_bf16_values for count <= 4 rows of V as float32, with the cache's scale.  Behind the last row
  * the first is repeated, with weight 0. */
 static void add_float_values(const Queries *s, int64_t p, int count) {
     const Attention *a = s->a;
@@ -394,8 +396,7 @@ static void add_float_values(const Queries *s, int64_t p, int count) {
     }
 }
 
-/* The sums of weights * V for all queries, without the scale of an FP8 cache where rows come as
- * BF16 (`value_scale`). */
+/* The sums of weights * V for all queries; value_scale is left out. */
 static void add_values(const Queries *s) {
     const Attention *a = s->a;
     int n = a->heads * a->l->head_dim, bf16 = as_bf16(a, a->l->head_dim), most = bf16 ? VALUES : 4;
@@ -407,7 +408,8 @@ static void add_values(const Queries *s) {
     }
 }
 
-/* What the sums still lack. */
+/* The factor that add_values leaves out of the sums: the scale of an FP8 cache, where its rows were
+ * taken as BF16. */
 static float value_scale(const Attention *a) {
     return as_bf16(a, a->l->head_dim) ? cache_scale(a, 1) : 1;
 }
@@ -479,7 +481,7 @@ static float *att_row(const Queries *s, int i) {
     return d->att.x + row * s->a->l->head_dim;
 }
 
-/* A group of queries, all parts. */
+/* The task is a group of queries, with all parts. */
 static void attend_task(void *arg, int task, int thread) {
     const Attention *a = arg;
     Device *d = a->d;
@@ -499,7 +501,7 @@ static void attend_task(void *arg, int task, int thread) {
     for (int i = 0; i < n; i++) finish_query(a, att_row(&s, i), &found[i]);
 }
 
-/* A group of queries, one part.  Tasks of neighbouring numbers share a part. */
+/* The task is a group of queries, with one part.  Tasks of neighbouring numbers share a part. */
 static void share_task(void *arg, int task, int thread) {
     const Attention *a = arg;
     Device *d = a->d;
@@ -512,7 +514,7 @@ static void share_task(void *arg, int task, int thread) {
     attend_part(&s, a->part + part);
 }
 
-/* Joins the shared parts of one query. */
+/* The task is a query, whose shared parts are joined. */
 static void join_task(void *arg, int query, int thread) {
     const Attention *a = arg;
     Device *d = a->d;
@@ -591,7 +593,7 @@ static void flash_rows(const FlashTask *s, int64_t p, int count, uint16_t *rows)
     }
 }
 
-/* Some tokens and all query heads of one key/value head, FLASH_KEYS keys at a time. */
+/* The task is some tokens and all query heads of one key/value head, FLASH_KEYS keys at a time. */
 static void flash_task(void *arg, int task, int thread) {
     Attention *a = arg;
     Device *d = a->d;

@@ -1232,7 +1232,7 @@ static int64_t own_bytes(const Weight *w) {
     return bytes + scales * dtype_size[w->scale_dtype] + zeros;
 }
 
-/* The same with its adapters. */
+/* own_bytes of a weight and of its adapters. */
 static int64_t weight_bytes(const Weight *w) {
     int64_t bytes = own_bytes(w);
     for (const Adapter *l = w->adapter; l; l = l->next)
@@ -1318,7 +1318,7 @@ Model *model_open_drafter(const char *dir, const Model *target, Error *err) {
 
 /* One thread's share of model_check: every n_threads-th of the n tensors t, from `begin` on. */
 typedef struct {
-    const Tensor *t, *bad;              /* bad: the first tensor with one that is none */
+    const Tensor *t, *bad;              /* bad: the first tensor that has a bad scale, or NULL */
     int begin, n, n_threads;
 } Check;
 
@@ -1335,8 +1335,8 @@ static int has_nan(const Tensor *t) {
     return (any & 0x8080808080808080) != 0;
 }
 
-/* Whether one of the numbers of t, which are no E4M3, is negative or not finite. */
-static int has_no_scale(const Tensor *t) {
+/* Whether one of the numbers of t, which are floats, is negative or not finite. */
+static int has_bad_float(const Tensor *t) {
     size_t n = t->n_bytes / (size_t)dtype_size[t->dtype];
     int bad = 0;
     for (size_t i = 0; i < n; i++) {
@@ -1352,15 +1352,15 @@ static void *check_scales(void *arg) {
     for (int i = c->begin; i < c->n && !c->bad; i += c->n_threads) {
         const Tensor *t = c->t + i;
         if (!has_ending(t->name, ".weight_scale")) continue;
-        if (t->dtype == DT_F8_E4M3 ? has_nan(t) : has_no_scale(t)) c->bad = t;
+        if (t->dtype == DT_F8_E4M3 ? has_nan(t) : has_bad_float(t)) c->bad = t;
     }
     return NULL;
 }
 
 int model_check(const Model *m, Error *err) {
-    enum { MOST = 4 };                  /* so many threads read as fast as most memories
-                                         * can; to tune, time the start of the program with
-                                         * the files in the cache */
+    /* So many threads read as fast as most memories can.  To tune it, time the start of the program
+     * with the files in the page cache. */
+    enum { MOST = 4 };
     Check c[MOST] = {0};
     pthread_t thread[MOST];
     int n, n_threads = n_cpus() < MOST ? n_cpus() : MOST, started = 1;

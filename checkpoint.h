@@ -34,12 +34,13 @@ struct Model {
     int k_eq_v;                         /* 1: the values of global layers are their keys */
     int fp8_kv;                         /* 1: the checkpoint announces an FP8 cache */
     int unified;                        /* 1: gemma4_unified, of which only the text is run */
-    int has_cache_scheme;               /* 1: and compressed-tensors' scales in every layer */
+    int has_cache_scheme;               /* 1: compressed-tensors announces that cache, and scales of
+                                         * it in every layer */
     int has_zeros;                      /* 1: some matrix has zero points */
-    int has_integer_groups;             /* 1: its configuration lists what its integers are */
-    int has_fp8_groups;                 /* 1: likewise, its matrices of FP8 */
-    int has_float_groups;               /* 1: it lists matrices of FP8 or of FP4 */
-    unsigned listed_kinds;              /* what it lists: bits of enum Kind (checkpoint.c) */
+    /* What the config_groups of config.json are: some of integers, of FP8, of FP8 or FP4; and the
+     * layouts of their weights, bits of enum Kind (checkpoint.c). */
+    int has_integer_groups, has_fp8_groups, has_float_groups;
+    unsigned listed_kinds;
     GroupTarget *group_target;          /* [n_group_targets]; none where listed_kinds tells whether
                                          * a matrix has zero points */
     int n_group_targets;

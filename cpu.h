@@ -35,10 +35,10 @@
  * of a full-width checkpoint (bench/README.md, "CPU kernels"). */
 #define ROWS_PER_TASK 32
 
-/* The same where many tokens are in strips.  These no longer fit the second-level cache, and every
- * task reads them all, so a task does more with them: 128 rows of 2816 columns are 720 KB of BF16
- * in a cache of 2 MB.  How 128 was chosen is not recorded.  To tune it again, compare prompts of
- * 512 tokens with GEMMA4_CPU=amx. */
+/* ROWS_PER_TASK where many tokens are in strips.  The strips no longer fit the second-level cache,
+ * and every task reads them all, so a task does more with them: 128 rows of 2816 columns are 720 KB
+ * of BF16 in a cache of 2 MB.  How 128 was chosen is not recorded.  To tune it again, compare
+ * prompts of 512 tokens with GEMMA4_CPU=amx. */
 #define MANY_ROWS 128
 
 /* A strip is the activations of up to 16 tokens, column after column (`to_strip` in strips.c): as

@@ -46,8 +46,8 @@ struct Editor {
     int is_drawn;                       /* 1: the prompt is there */
     int first;                          /* the first row on the screen; dumb: the first character */
     int above, below;                   /* rows on the screen above the cursor's, and below */
-    Buf drawn;                          /* what is drawn, where the cursor stands behind it … */
-    int rows, columns;                  /* … on so many rows of a screen of so many columns */
+    Buf drawn;                          /* what is drawn, if the cursor is behind it; or empty */
+    int rows, columns;                  /* of the drawing; of the screen */
     int shown;                          /* dumb: columns that the row fills behind the prompt */
 };
 

@@ -25,8 +25,8 @@ void gelu_times(const Device *d, float *gate, const float *up, int n) {
 
 /* ---- the dense MLP ---- */
 
-/* A block of rows of gate and up, and what becomes of them: the input of down.  It is packed here
- * unless down takes strips alone, which it makes itself. */
+/* The task is a block of rows of gate and up, and what becomes of them: the input of down, which is
+ * packed here unless down takes strips alone. */
 static void gate_up_task(void *arg, int task, int thread) {
     Feed *f = arg;
     Device *d = f->d;
@@ -77,8 +77,8 @@ static void route_input_task(void *arg, int t, int thread) {
     pack(d, d->y, t, hidden, 0, hidden);
 }
 
-/* The softmax is that of plain C whatever the kernels, so that they choose the same experts from
- * the same scores. */
+/* The task is a token, whose experts are chosen.  The softmax is that of plain C whatever the
+ * kernels are, so that all of them choose the same experts from the same scores. */
 static void choose_task(void *arg, int t, int thread) {
     Feed *f = arg;
     Device *d = f->d;
@@ -187,8 +187,8 @@ static void expert_down_task(void *arg, int task, int thread) {
     multiply(d, thread, &f->l->expert_down[e], first, last, in, NULL, n, out, rows);
 }
 
-/* h2 of one token: the weighted sum of the outputs of its experts that have a slot, four at a time,
- * and its norm unless post_experts_norm is NULL (offload.c). */
+/* The task is a token, whose h2 is the weighted sum of the outputs of its experts that have a slot,
+ * four at a time, and its norm unless post_experts_norm is NULL (offload.c). */
 static void sum_task(void *arg, int t, int thread) {
     Feed *f = arg;
     Device *d = f->d;
@@ -222,7 +222,7 @@ static void expert_up_low_task(void *arg, int task, int thread) {
     multiply_low(d, thread, &f->l->expert_up[e], in, d->slot_token + from, n);
 }
 
-/* The same of its down. */
+/* The task is a chosen expert: A x of the adapters of its down. */
 static void expert_down_low_task(void *arg, int task, int thread) {
     Feed *f = arg;
     Device *d = f->d;

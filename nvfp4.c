@@ -7,14 +7,14 @@
  *
  * Which bits a product promises (MODEL.md, "Which bits are promised", has the whole promise).
  * y[t][r] is one sum in an order that W's columns and the kernels determine, so a token's result is
- * the same whatever stands beside it: tokens, rows, threads, chunks of the prompt.  There is one
- * exception, many tokens, which are added up in another order.  With AMX and on ARM they go in
- * strips of 16; strips of BF16 also split activations otherwise.  With AVX-512 they meet panels
- * (PanelKernels in kernels.h), where activations and BF16 are rounded otherwise.  With AVX2 they
- * meet panels of NVFP4, INT4, INT8 and BF16, and go in strips otherwise.  That is not done with
- * --exact, not in steps of FEW_TOKENS or fewer (`uses_strips`, `meets_panels` in cpu.h), and
- * whether it is done depends on the step alone, so the same command gives the same bytes with any
- * number of threads.
+ * the same whatever stands beside it: tokens, rows, threads, chunks of the prompt.  Steps of more
+ * than FEW_TOKENS tokens are the exception, unless --exact is given: many tokens are added up in
+ * another order.  With AMX and on ARM they go in strips of 16; strips of BF16 also split
+ * activations otherwise.  With AVX-512 they meet panels (PanelKernels in kernels.h), where
+ * activations and BF16 are rounded otherwise.  With AVX2 they meet panels of NVFP4, INT4, INT8 and
+ * BF16, and go in strips otherwise.  Which of these is done depends on the step and the matrix
+ * alone (`uses_strips`, `meets_panels` in cpu.h), so the same command gives the same bytes with
+ * any number of threads.
  *
  * Activations.  For matrices of NVFP4, INT4 and INT8 they are rounded to 16 bits (`pack`), and for
  * all that meets panels, unless --exact. */

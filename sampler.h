@@ -62,7 +62,7 @@ int sampler_wants(const Sampler *s);
 int sampler_next_top(Sampler *s, const int *ids, const float *logits, int n);
 
 /* For tests: the distribution that sampler_next draws from.  Writes the ids that all filters have
- * left, by rising id, and their probabilities to arrays [n_vocab], and returns how many they are. */
+ * left, by rising id, and their probabilities to arrays [n_vocab].  Returns how many they are. */
 int sampler_distribution(Sampler *s, const float *logits, const int *seen, int n_seen, int n_answer,
                          int *ids, float *probs);
 

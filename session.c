@@ -24,7 +24,7 @@ struct Session {
                                          * none yet */
     const PictureSpan *span;            /* the pictures among the ids of this call */
     int n_spans;
-    int64_t step;                       /* position of the last step's first token */
+    int64_t step_pos;                   /* position of the last step's first token */
     int n_step;                         /* tokens of the last step */
     float *logits;                      /* [n_logits][vocab] */
     int n_logits;                       /* rows that logits has room for */
@@ -365,7 +365,7 @@ static void show_trace(const Session *s, int n_done) {
     if (routed) op->read_route(s->pass.device, t->expert, t->weight);
     const int *expert = routed ? t->expert : NULL;
     const float *weight = routed ? t->weight : NULL;
-    t->fn(t->arg, n_done - 1, s->step, s->n_step, t->x, expert, weight);
+    t->fn(t->arg, n_done - 1, s->step_pos, s->n_step, t->x, expert, weight);
 }
 
 /* Pass.watch: traces the forward pass, reports its progress, and returns 1 to end it when it is
@@ -443,7 +443,7 @@ static int take_step(Session *s, const TokenStep *step, Error *err) {
     if (stopped) return stopped;
     if (cache_make_room(&s->cache, step->pos + step->n, err)) return -1;
     s->n_known = 0;
-    s->step = step->pos;
+    s->step_pos = step->pos;
     s->n_step = step->n;
     return is_cancelled(s) || forward(&s->pass, step);
 }
@@ -522,7 +522,7 @@ int session_load(Session *s, uint64_t conversation, FILE *f, Error *err) {
 void session_view(Session *s, int64_t n) { s->cache.ids.n = (int)n; }
 
 /* Which token of the last step the last position is. */
-static int last_token(const Session *s) { return (int)(s->cache.ids.n - 1 - s->step); }
+static int last_token(const Session *s) { return (int)(s->cache.ids.n - 1 - s->step_pos); }
 
 /* Computes the logits of the tokens behind the last position too, since session_view may show these
  * next: together they read the head's matrix once. */

@@ -88,8 +88,8 @@ struct Tokenizer {
     int merge_bits;
     uint32_t *rank;                     /* [cap] by id, lowest first; tokenizer.model only */
     int has_unused;                     /* some piece is UNUSED */
-    NameSet raw;                          /* sought first, in the text as the caller wrote it */
-    NameSet plain;                        /* sought then, in the canonical text between raw names */
+    NameSet raw;                        /* sought first, in the text as the caller wrote it */
+    NameSet plain;                      /* sought then, in the canonical text between raw names */
     uint8_t joins[256][32];             /* bit [a][b]: some piece that ends in byte a can be joined
                                          * with some piece that begins with byte b */
     int byte_id[256];                   /* the id of the byte token <0x..> */
@@ -166,7 +166,7 @@ static uint64_t merge_hash(int left, int right) {
 }
 
 /* The slot of the merge of left and right; where there is none, the empty slot to enter it in. */
-static MergeSlot *merge_slot(const Tokenizer *t, int left, int right) {
+static MergeSlot *find_merge(const Tokenizer *t, int left, int right) {
     uint64_t h = merge_hash(left, right);
     size_t mask = ((size_t)1 << t->merge_bits) - 1;
     for (size_t i = h >> (64 - t->merge_bits);; i = (i + 1) & mask) {
@@ -263,7 +263,7 @@ typedef struct {
     int made;                           /* the id of the piece that the last merge makes */
     const char *merges_at;              /* where model.merges begins, if before model.vocab */
     int is_bpe, has_fallback, has_vocab;
-    int is_replace;                     /* how many of the normalizer's 3 strings are right */
+    int n_replace;                      /* how many of the normalizer's 3 strings are right */
     Name *added;                        /* added_tokens; name.s is spelled as in the file */
     int n_added, cap_added;
 } Reader;
@@ -426,7 +426,7 @@ static int on_pattern_key(Reader *r, Str key) {
     Str s;
     if (!str_is(key, "String")) return scan_skip(&r->scan);
     if (scan_string(&r->scan, &s)) return -1;
-    r->is_replace += str_is(s, " ");
+    r->n_replace += str_is(s, " ");
     return 0;
 }
 
@@ -436,7 +436,7 @@ static int on_normalizer_key(Reader *r, Str key) {
     if (!str_is(key, "type") && !str_is(key, "content")) return scan_skip(&r->scan);
     int is_type = str_is(key, "type");
     if (scan_string(&r->scan, &s)) return -1;
-    r->is_replace += str_is(s, is_type ? "Replace" : "\xe2\x96\x81");
+    r->n_replace += str_is(s, is_type ? "Replace" : "\xe2\x96\x81");
     return 0;
 }
 
@@ -553,8 +553,7 @@ static int read_merges(Reader *r) {
 
 /* While a merge goes into the hash table, the slot of the merge so far ahead is prefetched: about
  * as many loads as a core has in flight.  Chosen by judgement: it trades loads in flight against
- * cache lines that are lost before they are used.  To tune it, compare the time of tokenizer_open.
- * */
+ * cache lines that are lost before they are used.  To tune it, time tokenizer_open. */
 #define MERGES_AHEAD 16
 
 /* Builds the hash table of the merges.  If a pair appears twice, the later one counts, as in
@@ -568,7 +567,7 @@ static void index_merges(Tokenizer *t) {
         uint64_t hash_ahead = merge_hash(ahead->left, ahead->right);
         __builtin_prefetch(&t->merge_slot[hash_ahead >> (64 - t->merge_bits)]);
         uint32_t tag = (uint32_t)merge_hash(m->left, m->right);
-        *merge_slot(t, m->left, m->right) = (MergeSlot){tag, (uint32_t)i + 1};
+        *find_merge(t, m->left, m->right) = (MergeSlot){tag, (uint32_t)i + 1};
     }
 }
 
@@ -616,7 +615,7 @@ static int on_top_key(Reader *r, Str key) {
     if (str_is(key, "model")) return read_model(r);
     if (!str_is(key, "normalizer")) return scan_skip(&r->scan);
     if (scan_peek(&r->scan) == '{' && read_object(r, "normalizer", on_normalizer_key)) return -1;
-    if (r->is_replace == 3) return 0;
+    if (r->n_replace == 3) return 0;
     return fail(r->err, "%s: normalizer is not Replace ' ' -> U+2581", r->path);
 }
 
@@ -652,7 +651,7 @@ static int read_json(Reader *r, Str file) {
     if (read_object(r, "top level", on_top_key)) return -1;
     if (scan_peek(&r->scan)) return scan_fail(&r->scan, "not valid JSON: more text after the end");
     if (!r->t->merge_slot) return fail(r->err, "%s: model missing", r->path);
-    if (!r->is_replace) return fail(r->err, "%s: normalizer missing", r->path);
+    if (!r->n_replace) return fail(r->err, "%s: normalizer missing", r->path);
     in_field(r, "added_tokens");
     if (name_added(r) || sort_names(r, &r->t->raw) || sort_names(r, &r->t->plain)) return -1;
     in_field(r, "model.vocab");
@@ -951,7 +950,7 @@ static int propose(Encoder *e, uint32_t left) {
     a->makes = NONE;
     if (a->next == e->n || e->symbol[a->next].makes == FROZEN) return 0;
     if (t->merge_slot) {
-        rank = merge_slot(t, a->id, e->symbol[a->next].id)->rank1;
+        rank = find_merge(t, a->id, e->symbol[a->next].id)->rank1;
         if (!rank) return 0;
         a->makes = t->merge[rank - 1].id;
     } else {
