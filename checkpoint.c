@@ -642,32 +642,9 @@ static int missing(const Binder *b, const char *suffix) {
     return fail(b->err, "%s: tensor %s%s is missing", safetensors_file(b->m->st), b->name, suffix);
 }
 
-static void put_shape(Buf *out, const int64_t *shape, int n_dims) {
-    buf_puts(out, "[");
-    for (int i = 0; i < n_dims; i++)
-        buf_printf(out, "%s%lld", i ? ", " : "", (long long)shape[i]);
-    buf_puts(out, "]");
-}
-
-/* The shape of t must be the first n_dims of [d0, d1, d2]. */
-static int check_shape(const Binder *b, const Tensor *t, int n_dims, int64_t d0, int64_t d1,
-                       int64_t d2) {
-    int64_t want[3] = {d0, d1, d2};
-    int same = t->n_dims == n_dims;
-    Buf is = {0}, must = {0};
-    for (int i = 0; i < n_dims && same; i++) same = t->shape[i] == want[i];
-    if (same) return 0;
-    put_shape(&is, t->shape, t->n_dims);
-    put_shape(&must, want, n_dims);
-    fail(b->err, "%s: tensor %s: shape is %s, must be %s", t->file, t->name, is.data, must.data);
-    buf_free(&is);
-    buf_free(&must);
-    return -1;
-}
-
-static int check_dtype(const Binder *b, const Tensor *t, DType want) {
+static int check_dtype(const Tensor *t, DType want, Error *err) {
     if (t->dtype == want) return 0;
-    return fail(b->err, "%s: tensor %s: dtype is %s, must be %s", t->file, t->name, t->called,
+    return fail(err, "%s: tensor %s: dtype is %s, must be %s", t->file, t->name, t->called,
                 dtype_name[want]);
 }
 
@@ -682,21 +659,12 @@ static int plain_kind(DType t) {
     return t == DT_F16 ? K_F16 : K_BF16;
 }
 
-static int is_float(DType t) { return t == DT_F32 || t == DT_BF16 || t == DT_F16; }
-
-/* A tensor of ordinary numbers: F32, BF16 or F16. */
-static int check_float(const Binder *b, const Tensor *t) {
-    if (is_float(t->dtype)) return 0;
-    return fail(b->err, "%s: tensor %s: dtype is %s, must be BF16, F16 or F32", t->file, t->name,
-                t->called);
-}
-
 /* Binds a vector [n], such as the weights of a norm.  It is copied to float32, in *out, which the
  * model owns: vectors are small, and in the file perhaps not aligned. */
 static int bind_vector(const Binder *b, const char *suffix, int n, float **out) {
     const Tensor *t = leaf(b, suffix);
     if (!t) return missing(b, suffix);
-    if (check_shape(b, t, 1, n, 0, 0) || check_float(b, t)) return -1;
+    if (check_shape(t, 1, n, 0, 0, b->err) || check_float(t, b->err)) return -1;
     *out = xcalloc(n, sizeof **out);
     b->m->parameters += n;
     for (int i = 0; i < n; i++) {
@@ -709,7 +677,7 @@ static int bind_vector(const Binder *b, const char *suffix, int n, float **out) 
 
 /* Reads a scale, whose shape is [] or [1]. */
 static int scalar(const Binder *b, const Tensor *t, float *out) {
-    if (check_float(b, t) || (t->n_dims && check_shape(b, t, 1, 1, 0, 0))) return -1;
+    if (check_float(t, b->err) || (t->n_dims && check_shape(t, 1, 1, 0, 0, b->err))) return -1;
     *out = float_at(t->dtype, t->data, 0);
     if (isfinite(*out) && *out > 0) return 0;
     return fail(b->err, "%s: tensor %s: %g is no scale", t->file, t->name, *out);
@@ -736,8 +704,9 @@ static int bind_nvfp4(const Binder *b, const Tensor *t, Weight *w) {
     if (w->cols % 16)
         return fail(b->err, "%s: tensor %s: NVFP4 with %d columns, no multiple of 16", t->file,
                     t->name, w->cols);
-    if (check_shape(b, t, 2, w->rows, w->cols / 2, 0) || check_dtype(b, block, DT_F8_E4M3) ||
-        check_shape(b, block, 2, w->rows, w->cols / 16, 0) || scalar(b, scale, &w->scale))
+    if (check_shape(t, 2, w->rows, w->cols / 2, 0, b->err) ||
+        check_dtype(block, DT_F8_E4M3, b->err) ||
+        check_shape(block, 2, w->rows, w->cols / 16, 0, b->err) || scalar(b, scale, &w->scale))
         return -1;
     if (compressed) w->scale = 1 / w->scale;
     if (!isfinite(w->scale))
@@ -756,7 +725,7 @@ static int bind_fp8(const Binder *b, const Tensor *t, Weight *w) {
     enum { BLOCK = 128 };
     const Tensor *scale = leaf(b, ".weight_scale");
     if (!scale) return missing(b, ".weight_scale");
-    if (check_shape(b, t, 2, w->rows, w->cols, 0) || check_float(b, scale)) return -1;
+    if (check_shape(t, 2, w->rows, w->cols, 0, b->err) || check_float(scale, b->err)) return -1;
     const int64_t *is = scale->shape;
     w->block_scale = scale->data;
     w->scale_dtype = scale->dtype;
@@ -780,8 +749,8 @@ static int bind_fp8(const Binder *b, const Tensor *t, Weight *w) {
 static int check_weight_shape(const Binder *b, const Weight *w) {
     const Tensor *t = leaf(b, ".weight_shape");
     if (!t) return missing(b, ".weight_shape");
-    if (t->dtype != DT_I64 && check_dtype(b, t, DT_I32)) return -1;
-    if (check_shape(b, t, 1, 2, 0, 0)) return -1;
+    if (t->dtype != DT_I64 && check_dtype(t, DT_I32, b->err)) return -1;
+    if (check_shape(t, 1, 2, 0, 0, b->err)) return -1;
     long long is[2];
     for (int i = 0; i < 2; i++) {
         int32_t low;
@@ -822,21 +791,21 @@ static int bind_integers(const Binder *b, const Tensor *t, Weight *w) {
     if (w->cols % 32)
         return fail(b->err, "%s: tensor %s: integers in %d columns, no multiple of 32", t->file,
                     t->name, w->cols);
-    if (check_shape(b, t, 2, w->rows, w->cols * w->bits / 32, 0) || check_float(b, scale))
+    if (check_shape(t, 2, w->rows, w->cols * w->bits / 32, 0, b->err) || check_float(scale, b->err))
         return -1;
     int64_t across = scale->n_dims == 2 ? scale->shape[1] : 0;
     int group = across > 0 && w->cols % across == 0 ? (int)(w->cols / across) : 0;
-    if (scale->n_dims != 2) return check_shape(b, scale, 2, w->rows, w->cols / 32, 0);
+    if (scale->n_dims != 2) return check_shape(scale, 2, w->rows, w->cols / 32, 0, b->err);
     if (group != 32 && group != 64 && group != 128)
         return fail(b->err, "%s: tensor %s: %lld groups in %d columns, must be groups of 32, 64 or "
                     "128 columns", scale->file, scale->name, (long long)across, w->cols);
-    if (check_shape(b, scale, 2, w->rows, across, 0)) return -1;
+    if (check_shape(scale, 2, w->rows, across, 0, b->err)) return -1;
     if (!zero && w->bits == 4 && check_symmetric(b, group)) return -1;
     if (zero && w->bits == 8)
         return fail(b->err, "%s: tensor %s: zero points of 8 bits are not supported", zero->file,
                     zero->name);
-    if (zero && (check_dtype(b, zero, DT_I32) ||
-                 check_shape(b, zero, 2, n_blocks(w->rows, 8), across, 0)))
+    if (zero && (check_dtype(zero, DT_I32, b->err) ||
+                 check_shape(zero, 2, n_blocks(w->rows, 8), across, 0, b->err)))
         return -1;
     w->block_scale = scale->data;
     w->scale_dtype = scale->dtype;
@@ -857,7 +826,7 @@ static int bind_weight(const Binder *b, enum Part part, int rows, int cols, Weig
     if (t->dtype == DT_U8) kind = bind_nvfp4(b, t, w);
     else if (t->dtype == DT_I32 && packed) kind = bind_integers(b, t, w);
     else if (t->dtype == DT_F8_E4M3 && !packed) kind = bind_fp8(b, t, w);
-    else if (check_float(b, t) || check_shape(b, t, 2, rows, cols, 0)) kind = -1;
+    else if (check_float(t, b->err) || check_shape(t, 2, rows, cols, 0, b->err)) kind = -1;
     else kind = plain_kind(t->dtype);
     if (kind < 0 || check_kind(b->m, t, kind, b->err)) return -1;
     note_weight(b, part, kind, (int64_t)rows * cols);
@@ -872,8 +841,8 @@ static int bind_fused_experts(const Binder *b, const Tensor *gate_up, Layer *l) 
     const Tensor *down = leaf(b, ".down_proj");
     int64_t n = c->n_experts, size = c->expert_size, hidden = c->hidden;
     if (!down) return missing(b, ".down_proj");
-    if (check_float(b, gate_up) || check_shape(b, gate_up, 3, n, 2 * size, hidden) ||
-        check_dtype(b, down, gate_up->dtype) || check_shape(b, down, 3, n, hidden, size))
+    if (check_float(gate_up, b->err) || check_shape(gate_up, 3, n, 2 * size, hidden, b->err) ||
+        check_dtype(down, gate_up->dtype, b->err) || check_shape(down, 3, n, hidden, size, b->err))
         return -1;
     DType t = gate_up->dtype;
     int64_t bytes = dtype_size[t] * size * hidden;      /* of one expert's gate, up or down */
@@ -1055,7 +1024,9 @@ static int bind_tower(Binder *b) {
     set_name(b, "vision_tower.patch_embedder.position_embedding_table");
     const Tensor *table = leaf(b, "");
     if (!table) return missing(b, "");
-    if (check_float(b, table) || check_shape(b, table, 3, 2, v->n_positions, v->hidden)) return -1;
+    if (check_float(table, b->err) ||
+        check_shape(table, 3, 2, v->n_positions, v->hidden, b->err))
+        return -1;
     v->position = (Weight){.dtype = table->dtype, .rows = 2 * v->n_positions, .cols = v->hidden,
                            .data = table->data, .scale = 1};
     note_weight(b, VISION, plain_kind(table->dtype), (int64_t)2 * v->n_positions * v->hidden);

@@ -189,9 +189,8 @@ typedef struct {
 
 /* Skips `start` at the beginning of *s.  Returns 1 when it stands there. */
 static int skip(const char **s, const char *start) {
-    size_t n = strlen(start);
-    if (strncmp(*s, start, n)) return 0;
-    *s += n;
+    if (!begins(*s, start)) return 0;
+    *s += strlen(start);
     return 1;
 }
 
@@ -274,15 +273,7 @@ static int refuse_tensor(const LoraBinder *b, const Tensor *t, const char *why) 
 /* *w becomes the matrix [rows][cols] of an adapter, A or B, which is in the tensor t.  Returns 0,
  * or -1 with err. */
 static int bind_factor(const LoraBinder *b, const Tensor *t, int rows, int cols, Weight *w) {
-    if (t->dtype != DT_F32 && t->dtype != DT_BF16 && t->dtype != DT_F16)
-        return fail(b->err, "%s: tensor %s: dtype is %s, must be BF16, F16 or F32", t->file,
-                    t->name, t->called);
-    if (t->n_dims != 2)
-        return fail(b->err, "%s: tensor %s: it has %d dimensions, must be [%d, %d]", t->file,
-                    t->name, t->n_dims, rows, cols);
-    if (t->shape[0] != rows || t->shape[1] != cols)
-        return fail(b->err, "%s: tensor %s: shape is [%lld, %lld], must be [%d, %d]", t->file,
-                    t->name, (long long)t->shape[0], (long long)t->shape[1], rows, cols);
+    if (check_float(t, b->err) || check_shape(t, 2, rows, cols, 0, b->err)) return -1;
     for (int64_t i = 0; i < (int64_t)rows * cols; i++)
         if (!isfinite(float_at(t->dtype, t->data, i)))
             return fail(b->err, "%s: tensor %s: a number of it is NaN or infinite", t->file,

@@ -92,7 +92,7 @@ static int find_url(const char *url, Buf *name, Buf *bytes, Error *err) {
     const char *colon = strstr(url, "://");
     if (!strncasecmp(url, "data:", 5)) {
         const char *comma = strchr(url, ',');
-        buf_puts(name, strncmp(url, STDIN_URL, strlen(STDIN_URL)) ? "data: URL" : "stdin");
+        buf_puts(name, begins(url, STDIN_URL) ? "stdin" : "data: URL");
         if (!comma || comma - url < 12 || strncasecmp(comma - 7, ";base64", 7))
             return fail(err, "data: URL: not data:…;base64,…");
         return base64(comma + 1, bytes, &why) ? fail(err, "data: URL: %s", why.text) : 1;

@@ -419,3 +419,32 @@ size_t safetensors_bytes(const SafeTensors *st) {
 const char *safetensors_warning(const SafeTensors *st) { return st->warning.data; }
 
 const char *safetensors_file(const SafeTensors *st) { return st->file[0].path; }
+
+/* ---- what others check of a tensor ---- */
+
+void put_shape(Buf *out, const int64_t *shape, int n_dims) {
+    buf_puts(out, "[");
+    for (int i = 0; i < n_dims; i++)
+        buf_printf(out, "%s%lld", i ? ", " : "", (long long)shape[i]);
+    buf_puts(out, "]");
+}
+
+int check_shape(const Tensor *t, int n_dims, int64_t d0, int64_t d1, int64_t d2, Error *err) {
+    int64_t want[3] = {d0, d1, d2};
+    int same = t->n_dims == n_dims;
+    Buf is = {0}, must = {0};
+    for (int i = 0; i < n_dims && same; i++) same = t->shape[i] == want[i];
+    if (same) return 0;
+    put_shape(&is, t->shape, t->n_dims);
+    put_shape(&must, want, n_dims);
+    fail(err, "%s: tensor %s: shape is %s, must be %s", t->file, t->name, is.data, must.data);
+    buf_free(&is);
+    buf_free(&must);
+    return -1;
+}
+
+int check_float(const Tensor *t, Error *err) {
+    if (t->dtype == DT_F32 || t->dtype == DT_BF16 || t->dtype == DT_F16) return 0;
+    return fail(err, "%s: tensor %s: dtype is %s, must be BF16, F16 or F32", t->file, t->name,
+                t->called);
+}

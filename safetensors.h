@@ -27,6 +27,14 @@ typedef struct {
     size_t n_bytes;
 } Tensor;
 
+/* Check that a tensor's shape is the first n_dims of [d0, d1, d2]; that its numbers are F32, BF16
+ * or F16.  Return 0, or -1 with err. */
+int check_shape(const Tensor *t, int n_dims, int64_t d0, int64_t d1, int64_t d2, Error *err);
+int check_float(const Tensor *t, Error *err);
+
+/* Adds a shape to out, as "[4, 2]". */
+void put_shape(Buf *out, const int64_t *shape, int n_dims);
+
 typedef struct SafeTensors SafeTensors;
 
 /* Maps the files of a checkpoint: DIR/model.safetensors; without it, those that
