@@ -1,4 +1,4 @@
-/* attention.c - norms, RoPE, the KV cache and attention on the CPU.
+/* attention.c - norms, RoPE, the kv cache and attention on the CPU.
  *
  * There are two ways to compute softmax(q . K) V.  Steps of many tokens (`uses_flash`), unless the
  * cache is float32, take FLASH_KEYS keys at a time with a running softmax (`flash_task`).  In all

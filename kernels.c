@@ -20,9 +20,7 @@ static int may_use_amx(void) {
     return amx_bf16 && amx_tile && __builtin_cpu_supports("avx512bf16") &&
            !syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XFEATURE_XTILEDATA */);
 }
-#endif
 
-#if defined(__x86_64__)
 static int has_avx_vnni(void) {
     unsigned a = 0, b, c, d;
     return __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1;

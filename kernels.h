@@ -117,11 +117,10 @@ typedef struct {
 
 /* Many tokens at once with rounded activations.  Rows of W become a panel of integers, column after
  * column, whose lanes are the rows; a token's activation is broadcast to them.  The panel is made
- * once for all tokens.  A record is 32 columns of a token as integers with one scale, the largest /
- * 32767; so activations are rounded to 16 bits as in `pack`, but with a scale for more columns.  Of
- * 8 bits the scale is the largest / 127, and a product takes half of the instructions.
- * One for 32 columns, because a task of 32 rows makes 32 columns of the next product (ROWS_PER_TASK
- * in cpu.h) and so can pack them.
+ * once for all tokens.  A record is 32 columns of a token as integers with one scale: with 16 bits
+ * the largest / 32767, which rounds as `pack` does, but for more columns; with 8 bits the largest /
+ * 127, and a product takes half of the instructions.  A record has 32 columns, because a task of 32
+ * rows makes 32 columns of the next product (ROWS_PER_TASK in cpu.h) and so can pack them.
  *
  * NVFP4 and integers are exact.  BF16 is rounded: 16 columns of a row share a power of 2, of which
  * they are multiples of up to 4080.  So a number of at least 1/16 of the largest one's power of 2
@@ -197,8 +196,8 @@ typedef struct {
      * ahead: rows so many bytes behind these will be wanted soon; 0: nothing is known. */
     void (*bf16)(const uint8_t *const row[ROWS], int from, int to, const float *const x[TOKENS],
                  int n, float sum[TOKENS][ROWS][16], int ahead);
-    /* The same with rows of FP8 or integers: the same bits as expand_e4m3, expand_int8 or
-     * expand_int4 and dot4.  from is a multiple of the group.  NULL: there is none. */
+    /* `bf16` with rows of FP8 or integers, to the bits of expand_e4m3, expand_int8 or expand_int4
+     * and dot4.  from is a multiple of the group.  NULL: there is none. */
     void (*grouped)(const GroupedRows *w, int from, int to, const float *const x[TOKENS], int n,
                     float sum[TOKENS][ROWS][16], int ahead);
     /* To so many tokens `grouped` is used; with more, rows are expanded once for all of them.  3
@@ -225,7 +224,7 @@ typedef struct {
     void (*nvfp4)(const uint8_t *const row[ROWS], const uint8_t *const block_scale[ROWS], int from,
                   int to, const uint8_t *const x[TOKENS], int n, float sum[TOKENS][ROWS][16],
                   int ahead);
-    /* The same with rows of INT4 or INT8 and their scales; no factor is left for the caller.  Lanes
+    /* `nvfp4` with rows of INT4 or INT8 and their scales; no factor is left for the caller.  Lanes
      * of AVX2 have 4 columns of INT8.  from is a multiple of 128.  Not NULL where nvfp4 is not. */
     void (*integers)(const GroupedRows *w, int from, int to, const uint8_t *const x[TOKENS], int n,
                      float sum[TOKENS][ROWS][16], int ahead);
@@ -240,8 +239,9 @@ typedef struct {
     /* g = gelu(g) * u, within 10^-6 of the formula in gelu_times (moe.c). */
     void (*gelu_times)(float *g, const float *u, int n);
 
-    /* The same, and BF16, with many tokens: activations of 16 bits, or for NVFP4 and integers of 8
-     * bits (AVX2 alone: not for INT8).  NULL: there are none. */
+    /* Products of NVFP4, integers and BF16 with many tokens, whose activations have 16 bits; or of
+     * NVFP4 and integers (AVX2 alone: not of INT8) with activations of 8 bits.  NULL: there are
+     * none. */
     const PanelKernels *panels, *panels8;
 
     /* ---- the head's int8 copy: see head.c ---- */

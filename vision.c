@@ -1,7 +1,7 @@
 /* vision.c - the vision tower on the CPU: `see`, `see_layer` and `see_pool` of ops.h.
  *
  * A picture is thousands of patches, so the matrix product is another one than that of a few
- * tokens.  Sixteen rows of W are expanded and transposed (a panel [cols][16]), and TILE_ROWS
+ * tokens.  Sixteen rows of W are expanded and transposed (a slab [cols][16]), and TILE_ROWS
  * patches at a time are multiplied with it in registers.  All activations have a multiple of
  * TILE_ROWS rows; the padding rows hold numbers that are computed and that nobody reads.
  *
@@ -23,13 +23,13 @@ typedef struct Sight {
     int n, columns, rows;               /* n = rows * columns patches */
     float *x, *y;                       /* the residual stream, a norm of it [n][hidden] */
     float *q, *k, *v;                   /* [n][n_heads * head_dim]; q becomes attention's output */
-    /* Without gemm: k transposed, [n_heads][panels of 16 patches][head_dim][16], and v of 16
-     * dimensions at a time, [n_heads][panels of 16 dimensions][n][16]. */
+    /* Without gemm: k transposed, [n_heads][slabs of 16 patches][head_dim][16], and v of 16
+     * dimensions at a time, [n_heads][slabs of 16 dimensions][n][16]. */
     float *keys, *values;
     float *h;                           /* [n][intermediate], and the pixels [n][PATCH_SIZE] */
     float *cos, *sin;                   /* [rows or columns, the larger][head_dim / 4] */
-    /* For each thread: four panels and a row of W, or the scores of one task. */
-    float **panel;
+    /* For each thread: four slabs and a row of W, or the scores of one task. */
+    float **slab;
     float *up;                          /* [PATCH_CHUNK][intermediate], with gemm or panels */
     uint8_t *records;                   /* of PATCH_CHUNK patches; NULL: there are no panels */
     uint16_t *kv;                       /* [n_heads][n][kv_stride], with gemm: see split_bf16 */
@@ -63,8 +63,8 @@ void sight_free(Device *d) {
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     free(s->records);
     free(s->kv);
-    for (int i = 0; s->panel && i < d->pool.n_threads; i++) free(s->panel[i]);
-    free(s->panel);
+    for (int i = 0; s->slab && i < d->pool.n_threads; i++) free(s->slab[i]);
+    free(s->slab);
     free(s);
     d->sight = NULL;
 }
@@ -95,10 +95,10 @@ static int sight_open(Device *d, const Tower *v, int columns, int rows) {
     size_t kv = ((size_t)v->n_heads * (size_t)s->n + 32) * (size_t)kv_stride(v);
     if (gemm && !(s->kv = calloc(kv, sizeof *s->kv))) return -1;
     if (d->panels) s->records = xaligned(PATCH_CHUNK * record_bytes(d, tower_width(v)));
-    int64_t scores = PATCHES_PER_TASK * keys, panels = 65 * (int64_t)tower_width(v);
-    s->panel = xcalloc(d->pool.n_threads, sizeof *s->panel);
+    int64_t scores = PATCHES_PER_TASK * keys, slabs = 65 * (int64_t)tower_width(v);
+    s->slab = xcalloc(d->pool.n_threads, sizeof *s->slab);
     for (int i = 0; i < d->pool.n_threads; i++)
-        if (!(s->panel[i] = zeros(scores > panels ? scores : panels))) return -1;
+        if (!(s->slab[i] = zeros(scores > slabs ? scores : slabs))) return -1;
     return 0;
 }
 
@@ -113,15 +113,15 @@ typedef struct {
 } Product;
 
 /* Rows first .. first + 15 of W as columns, zeros beyond its last row.  row: scratch [cols]. */
-static void pack_panel(const Kernels *kn, const Weight *w, int first, float *row, float *panel) {
+static void fill_slab(const Kernels *kn, const Weight *w, int first, float *row, float *slab) {
     for (int r = 0; r < 16; r++) {
         if (first + r < w->rows) expand_row(kn, w, first + r, row);
         else clear(row, w->cols);
-        for (int i = 0; i < w->cols; i++) panel[(int64_t)i * 16 + r] = row[i];
+        for (int i = 0; i < w->cols; i++) slab[(int64_t)i * 16 + r] = row[i];
     }
 }
 
-/* A block of ROWS_PER_TASK rows, which are two panels, for all patches. */
+/* A block of ROWS_PER_TASK rows, which are two slabs, for all patches. */
 static void tiles_task(void *arg, int task, int thread) {
     Product *p = arg;
     const Kernels *kn = p->d->kernel;
@@ -129,20 +129,20 @@ static void tiles_task(void *arg, int task, int thread) {
     int cols = w->cols;
     int first = task * ROWS_PER_TASK, last = block_end(task, w->rows, ROWS_PER_TASK);
     int64_t size = (int64_t)cols * 16;
-    float *panel = p->d->sight->panel[thread];
-    float *up_panel = panel + 2 * size, *row = panel + 4 * size;
+    float *slab = p->d->sight->slab[thread];
+    float *up_slab = slab + 2 * size, *row = slab + 4 * size;
     float c[TILE_ROWS * 16], up[TILE_ROWS * 16];
     for (int i = 0; i < 2; i++) {
-        pack_panel(kn, w, first + 16 * i, row, panel + i * size);
-        if (p->up) pack_panel(kn, p->up, first + 16 * i, row, up_panel + i * size);
+        fill_slab(kn, w, first + 16 * i, row, slab + i * size);
+        if (p->up) fill_slab(kn, p->up, first + 16 * i, row, up_slab + i * size);
     }
     for (int t = 0; t < p->n; t += TILE_ROWS)
         for (int i = 0; first + 16 * i < last; i++) {
             const float *x = p->x + (int64_t)t * cols;
             int at = first + 16 * i, count = last - at < 16 ? last - at : 16;
-            kn->tile(x, cols, TILE_ROWS, panel + i * size, 16, cols, c, 16, 0);
+            kn->tile(x, cols, TILE_ROWS, slab + i * size, 16, cols, c, 16, 0);
             if (p->up) {
-                kn->tile(x, cols, TILE_ROWS, up_panel + i * size, 16, cols, up, 16, 0);
+                kn->tile(x, cols, TILE_ROWS, up_slab + i * size, 16, cols, up, 16, 0);
                 gelu_times(p->d, c, up, TILE_ROWS * 16);
             }
             for (int r = 0; r < TILE_ROWS && t + r < p->n; r++)
@@ -253,18 +253,18 @@ static void split_bf16(const float *x, int n, int wide, uint16_t *out) {
 
 /* Dimensions i .. i + 15 of all values of head h. */
 static float *values_of(const Look *a, int h, int i) {
-    int panel = h * n_blocks(a->v->head_dim, 16) + i / 16;
-    return a->d->sight->values + (int64_t)panel * a->d->sight->n * 16;
+    int slab = h * n_blocks(a->v->head_dim, 16) + i / 16;
+    return a->d->sight->values + (int64_t)slab * a->d->sight->n * 16;
 }
 
-/* Norms and RoPE of one patch's heads.  Its keys and values become a column and a row of the
- * panels, or with gemm a row of s->kv: K, the rest of K, V, the rest of V, head_wide numbers
+/* Norms and RoPE of one patch's heads.  Its keys and values become a column and a row of
+ * slabs, or with gemm a row of s->kv: K, the rest of K, V, the rest of V, head_wide numbers
  * each. */
 static void see_qkv_task(void *arg, int t, int thread) {
     Look *a = arg;
     Sight *s = a->d->sight;
     int dim = a->v->head_dim, quarter = dim / 4, wide = head_wide(a->v);
-    int place[2] = {t % s->columns, t / s->columns}, panels = n_blocks(s->n, 16);
+    int place[2] = {t % s->columns, t / s->columns}, slabs = n_blocks(s->n, 16);
     (void)thread;
     for (int h = 0; h < a->v->n_heads; h++) {
         int64_t at = ((int64_t)t * a->v->n_heads + h) * dim;
@@ -283,7 +283,7 @@ static void see_qkv_task(void *arg, int t, int thread) {
             split_bf16(s->v + at, dim, wide, row + 2 * wide);
             continue;
         }
-        float *keys = s->keys + ((int64_t)h * panels + t / 16) * dim * 16 + t % 16;
+        float *keys = s->keys + ((int64_t)h * slabs + t / 16) * dim * 16 + t % 16;
         for (int i = 0; i < dim; i++) keys[i * 16] = s->k[at + i];
         for (int i = 0; i < dim; i += 16)
             copy(values_of(a, h, i) + (int64_t)t * 16, s->v + at + i, dim - i < 16 ? dim - i : 16);
@@ -299,13 +299,13 @@ static void see_attend_task(void *arg, int task, int thread) {
     int dim = a->v->head_dim, n_heads = a->v->n_heads, inner = n_heads * dim, h = task % n_heads;
     int from = task / n_heads * PATCHES_PER_TASK;
     int to = from + PATCHES_PER_TASK < s->n ? from + PATCHES_PER_TASK : s->n;
-    int panels = n_blocks(s->n, 16), keys = panels * 16;
-    float *score = s->panel[thread], c[TILE_ROWS * 16];
-    for (int p = 0; p < panels; p++)
+    int slabs = n_blocks(s->n, 16), keys = slabs * 16;
+    float *score = s->slab[thread], c[TILE_ROWS * 16];
+    for (int p = 0; p < slabs; p++)
         for (int t = from; t < to; t += TILE_ROWS) {
             const float *q = s->q + (int64_t)t * inner + h * dim;
-            const float *panel = s->keys + ((int64_t)h * panels + p) * dim * 16;
-            kn->tile(q, inner, TILE_ROWS, panel, 16, dim,
+            const float *slab = s->keys + ((int64_t)h * slabs + p) * dim * 16;
+            kn->tile(q, inner, TILE_ROWS, slab, 16, dim,
                      score + (int64_t)(t - from) * keys + p * 16, keys, 0);
         }
     for (int t = from; t < to; t++) kn->softmax(score + (int64_t)(t - from) * keys, s->n);
