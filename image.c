@@ -434,7 +434,9 @@ static int resize_columns(const Image *in, const Image *out) {
     return 0;
 }
 
-int image_resize(const Image *in, const Image *out) {
+/* Resizes in to the width and height of out, whose rgb has room: bicubic, with antialiasing, bit
+ * for bit as torchvision does on 8-bit data.  Returns 0, or -1 when there is no memory. */
+static int resize(const Image *in, const Image *out) {
     Image middle = *in;                 /* as wide as out, as high as in */
     size_t size = (size_t)in->height * (size_t)out->width * 3;
     int bad = 0;
@@ -473,7 +475,7 @@ int image_to_picture(const Image *in, int max_soft, Picture *out) {
     size_t n = (size_t)image.width * (size_t)image.height * 3;
     image.rgb = malloc(n);
     out->pixels = malloc(n * sizeof(float));
-    int bad = !image.rgb || !out->pixels || image_resize(in, &image);
+    int bad = !image.rgb || !out->pixels || resize(in, &image);
     float *p = out->pixels;
     for (int t = 0; !bad && t < out->columns * out->rows; t++)
         for (int k = 0; k < PATCH; k++) {

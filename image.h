@@ -33,10 +33,6 @@ int gif_scan(const void *bytes, size_t n, int *n_frames, double *duration, Error
  * before.  The caller frees out[].rgb, also after an error.  Returns as image_decode. */
 int gif_frames(const void *bytes, size_t n, const int *index, int n_index, Image *out, Error *err);
 
-/* Resizes in to the width and height of out, whose rgb has room: bicubic, with antialiasing, bit
- * for bit as torchvision does on 8-bit data.  Returns 0, or -1 when there is no memory. */
-int image_resize(const Image *in, const Image *out);
-
 /* Makes the Picture for the tower: resized to as many pixels as max_soft soft tokens have, in the
  * image's proportions, with sides that are multiples of PATCH * POOL.  Sets all fields but hash and
  * soft; the caller frees pixels.  Returns 0, or -1 when there is no memory. */

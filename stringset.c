@@ -55,12 +55,6 @@ int strings_next(const Strings *s, int state, int character) {
     return s->to[(size_t)state * (size_t)s->n_classes + (size_t)class];
 }
 
-int strings_has(const Strings *s, int state, int lo, int hi) {
-    for (int i = edge_at(s, lo); i < s->n_edges && s->edge[i] <= hi; i++)
-        if (s->to[(size_t)state * (size_t)s->n_classes + (size_t)s->class_of[i]] >= 0) return 1;
-    return 0;
-}
-
 /* The code point of a UTF-8 character of len bytes. */
 static int decode(const char *text, int len) {
     int c = (uint8_t)*text;

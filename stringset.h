@@ -41,9 +41,6 @@ void strings_free(Strings *s);          /* s may be NULL */
 /* The state after a character, -1: none. */
 int strings_next(const Strings *s, int state, int character);
 
-/* Whether any character from lo to hi leads on from the state. */
-int strings_has(const Strings *s, int state, int lo, int hi);
-
 /* Whether text[0..n), UTF-8, is in the set. */
 int strings_hold(const Strings *s, const char *text, size_t n);
 
