@@ -1363,6 +1363,8 @@ int model_image_tokens(const char *dir) {
 
 const char *model_warning(const Model *m) { return m->warning.data; }
 
+const Config *model_config(const Model *m) { return &m->config; }
+
 const Weights *model_weights(const Model *m) { return &m->w; }
 
 const GenerationConfig *model_generation(const Model *m) { return &m->generation; }

@@ -80,9 +80,8 @@ int conversation_prompt(const Engine *e, cJSON *messages, Generation *g, Prompt 
     int n = render_what_fits(e, messages, g, context - answer, p, &kept, err);
     if (n >= 0 && p->ids.n > context) {
         int can_slide = !e->slide && count_turns(messages) > 1;
-        ModelInfo info;
-        model_info(e->model, &info);
-        const char *how = context < info.config->max_context ? "-c" : "the model has no longer one";
+        int has_longer = context < model_config(e->model)->max_context;
+        const char *how = has_longer ? "-c" : "the model has no longer one";
         n = fail(err, "the prompt has %d tokens, more than the context of %lld (%s)%s", p->ids.n,
                  (long long)context, how,
                  can_slide ? "; --context-overflow slide drops the oldest turns" : "");

@@ -76,16 +76,14 @@ int64_t drafter_size(const char *dir, const Model *target) {
 Drafter *drafter_open(const char *dir, const Model *target, Session *s, int n_drafts, FILE *log,
                       Error *err) {
     const SessionOptions *o = session_given(s);
-    ModelInfo info;
     Model *m = model_open_drafter(dir, target, err);
     if (m && model_warning(m)) remark("gemma4: warning: %s\n", model_warning(m));
     if (!m || model_check(m, err)) {
         model_close(m);
         return NULL;
     }
-    model_info(m, &info);
     Drafter *d = xcalloc(1, sizeof *d);
-    *d = (Drafter){.m = m, .c = info.config, .w = model_weights(m), .s = s, .op = o->ops,
+    *d = (Drafter){.m = m, .c = model_config(m), .w = model_weights(m), .s = s, .op = o->ops,
                    .log = log, .n_drafts = n_drafts};
     d->most = o->chunk - 1 < MAX_DRAFTS ? o->chunk - 1 : MAX_DRAFTS;
     d->a = adaption_new();

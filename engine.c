@@ -14,14 +14,13 @@ static int is_kept(Engine *e, char *key) {
         return 1;
     }
     if (!e->pieces) {
-        ModelInfo info;
-        model_info(e->model, &info);
         const GenerationConfig *c = model_generation(e->model);
         /* <turn|> ends an answer of a chat, also where eos_token_id does not list it. */
         int ends[MAX_EOS + 1];
         memcpy(ends, c->eos, sizeof c->eos);
         ends[c->n_eos] = tokenizer_control(e->tokenizer, "<turn|>");
-        e->pieces = pieces_new(e->tokenizer, info.config->vocab, ends, c->n_eos + 1);
+        int vocab = model_config(e->model)->vocab;
+        e->pieces = pieces_new(e->tokenizer, vocab, ends, c->n_eos + 1);
     }
     schema_free(e->schema);
     e->schema = NULL;

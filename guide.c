@@ -13,10 +13,9 @@ int is_eos(const Model *m, int id) {
 }
 
 void guide_open(Guide *guide, const Engine *e, Generation *g, const Answer *stream) {
-    ModelInfo info;
-    model_info(e->model, &info);
     *guide = (Guide){.e = e, .g = g, .stream = stream, .state = -1, .call_state = -1,
-                     .words = (info.config->vocab + 63) / 64, .had_thought = g->in_thought};
+                     .words = (model_config(e->model)->vocab + 63) / 64,
+                     .had_thought = g->in_thought};
 }
 
 void guide_close(Guide *guide) {

@@ -334,10 +334,8 @@ static int hold(Engine *e, Request *r, Error *err) {
 static int answer_line(Engine *e, const char *text, size_t n, long line, Progress *progress) {
     Error err;
     Request r;
-    ModelInfo info;
-    model_info(e->model, &info);
     AnswerWriter w = {.e = e, .r = &r, .progress = progress, .line = line, .created = time(NULL),
-                      .n_vocab = info.config->vocab};
+                      .n_vocab = model_config(e->model)->vocab};
     int bad = request_parse(e, text, n, &r, &err) || hold(e, &r, &err) ? -1 : 0;
     for (; !bad && w.index < r.n; w.index++) bad = answer_choice(e, &r, &w, &err);
     if (bad) {

@@ -146,8 +146,7 @@ static const Ops *gpu_ops(Error *err) {
 }
 
 static SessionOptions session_options(const Options *o, const Model *m) {
-    ModelInfo info;
-    model_info(m, &info);
+    const int64_t most = model_config(m)->max_context;
     SessionOptions s = {.ops = &cpu_ops, .chunk = o->chunk, .picture = o->image_tokens, .kv = o->kv,
                         .n_threads = o->threads ? o->threads : n_cpus(), .exact = o->exact,
                         .fp4_activations = o->fp4_activations, .activations = o->activations,
@@ -157,7 +156,7 @@ static SessionOptions session_options(const Options *o, const Model *m) {
     if (o->exact && s.kv == KV_AUTO) s.kv = KV_F32;
     if (host_ops(o) == &plain_ops) s.ops = &plain_ops, s.n_threads = 1;
     s.context = is_command(o, "bench") ? BENCH_ROOM : 32768;
-    if (s.context > info.config->max_context) s.context = info.config->max_context;
+    if (s.context > most) s.context = most;
     if (o->context > 0) s.context = o->context;
     if (stderr_is_terminal && !quiet) s.progress = show_progress, s.loading = show_loading;
     return s;
@@ -716,11 +715,9 @@ static int run_check(const Options *o, const char *dir, Error *err) {
 
 /* The ids of --ids FILE, as they are. */
 static int file_ids(const char *file, const Engine *e, Ids *ids, Error *err) {
-    ModelInfo info;
     Buf in = {0};
-    model_info(e->model, &info);
     int bad = read_file(file, &in, err) ||
-              parse_ids(file_name(file), &in, info.config->vocab, ids, err);
+              parse_ids(file_name(file), &in, model_config(e->model)->vocab, ids, err);
     buf_free(&in);
     if (!bad && !ids->n) bad = fail(err, "%s: no token ids", file_name(file));
     return bad ? -1 : 0;

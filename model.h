@@ -78,7 +78,8 @@ Model *model_open_drafter(const char *dir, const Model *target, Error *err);
  * where one that is no E4M3 is infinite or negative. */
 int model_check(const Model *m, Error *err);
 
-/* The model owns what these two return. */
+/* The model owns what these three return. */
+const Config *model_config(const Model *m);
 const Weights *model_weights(const Model *m);
 const GenerationConfig *model_generation(const Model *m);
 

@@ -143,9 +143,7 @@ static int check_files(Score *s, Error *err) {
 }
 
 int score(const Engine *e, const int *ids, int n, const ScoreOptions *o, Error *err) {
-    ModelInfo info;
-    model_info(e->model, &info);
-    Score s = {.e = e, .o = o, .ids = ids, .n = n, .n_vocab = info.config->vocab};
+    Score s = {.e = e, .o = o, .ids = ids, .n = n, .n_vocab = model_config(e->model)->vocab};
     s.row = xcalloc(s.n_vocab, sizeof *s.row);
     int bad = open_reference(&s, err);
     if (!bad && o->logits_file) bad = new_open_output(&s.logits, o->logits_file, err);
