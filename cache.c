@@ -215,10 +215,7 @@ int cache_make_room(Cache *c, int64_t end, Error *err) {
 /* ---- pictures and prefixes ---- */
 
 void cache_add_picture(Cache *c, int pos, int n, uint64_t hash) {
-    if (c->n_pictures == c->cap_pictures) {
-        c->cap_pictures = 2 * c->cap_pictures + 8;
-        c->picture = xrealloc(c->picture, c->cap_pictures, sizeof *c->picture);
-    }
+    c->picture = xgrow(c->picture, c->n_pictures, &c->cap_pictures, sizeof *c->picture);
     c->picture[c->n_pictures++] = (CachedPicture){pos, n, hash};
 }
 

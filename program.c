@@ -18,10 +18,7 @@ static int emit(Schema *s, Instruction i) {
         s->full = 1;
         return s->fail;
     }
-    if (s->n_code == s->cap_code) {
-        s->cap_code = 2 * s->cap_code + 256;
-        s->code = xrealloc(s->code, s->cap_code, sizeof i);
-    }
+    s->code = xgrow(s->code, s->n_code, &s->cap_code, sizeof i);
     s->code[s->n_code] = i;
     return s->n_code++;
 }
@@ -98,10 +95,7 @@ int put_call(Schema *s, int routine, int next) {
 }
 
 int new_routine(Schema *s) {
-    if (s->n_routines == s->cap_routines) {
-        s->cap_routines = 2 * s->cap_routines + 64;
-        s->routine = xrealloc(s->routine, s->cap_routines, sizeof(int));
-    }
+    s->routine = xgrow(s->routine, s->n_routines, &s->cap_routines, sizeof(int));
     s->routine[s->n_routines] = s->fail;
     return s->n_routines++;
 }

@@ -123,10 +123,7 @@ static int scan_entry(SafeTensors *st, File *f, Scan *s, Str key, char **name) {
     if (memchr(key.s, 0, key.n)) return scan_fail(s, "a NUL character in a tensor's name");
     memcpy(*name, key.s, key.n);
     (*name)[key.n] = 0;
-    if (st->n_tensors == st->cap) {
-        st->cap = st->cap ? 2 * st->cap : 1024;
-        st->tensor = xrealloc(st->tensor, st->cap, sizeof *st->tensor);
-    }
+    st->tensor = xgrow(st->tensor, st->n_tensors, &st->cap, sizeof *st->tensor);
     if (scan_tensor(s, f, *name, &st->tensor[st->n_tensors])) return -1;
     f->used += st->tensor[st->n_tensors++].n_bytes;
     *name += key.n + 1;

@@ -74,10 +74,7 @@ static int push_frame(Schema *s, int pc, unsigned used, int parent) {
     for (int i = s->frame_hash[h]; i >= 0; i = s->frame[i].next)
         if (s->frame[i].pc == pc && s->frame[i].parent == parent && s->frame[i].used == used)
             return i;
-    if (s->n_frames == s->cap_frames) {
-        s->cap_frames = 2 * s->cap_frames + 64;
-        s->frame = xrealloc(s->frame, s->cap_frames, sizeof(Frame));
-    }
+    s->frame = xgrow(s->frame, s->n_frames, &s->cap_frames, sizeof(Frame));
     int op = s->code[pc].op, is_pick = op == PICK || op == BEHIND_PICK;
     int own = is_pick ? cost_of_pick(s, pc, used) : s->cost[pc];
     long long cost = (long long)own + s->frame[parent].cost;
@@ -87,10 +84,7 @@ static int push_frame(Schema *s, int pc, unsigned used, int parent) {
 }
 
 static void add_thread(Schema *s, Thread t) {
-    if (s->n_list == s->cap_list) {
-        s->cap_list = 2 * s->cap_list + 64;
-        s->list = xrealloc(s->list, s->cap_list, sizeof(Thread));
-    }
+    s->list = xgrow(s->list, s->n_list, &s->cap_list, sizeof(Thread));
     s->list[s->n_list++] = t;
 }
 
@@ -256,10 +250,7 @@ static int find_state(Schema *s, Thread *list, int n) {
     for (int i = s->state_hash[h]; i >= 0; i = s->state[i].next)
         if (s->state[i].n == n && !memcmp(s->state[i].thread, list, bytes)) return i;
     /* 3. A new state. */
-    if (s->n_states == s->cap_states) {
-        s->cap_states = 2 * s->cap_states + 64;
-        s->state = xrealloc(s->state, s->cap_states, sizeof(State));
-    }
+    s->state = xgrow(s->state, s->n_states, &s->cap_states, sizeof(State));
     State *st = &s->state[s->n_states];
     *st = (State){.thread = xmalloc(bytes), .n = n, .distance = FAR, .next = s->state_hash[h]};
     memcpy(st->thread, list, bytes);

@@ -82,7 +82,7 @@ struct Tokenizer {
     Slot *slot;                         /* hash table: canonical bytes -> id */
     int slot_bits;
     Merge *merge;                       /* [n_merge] by rank; tokenizer.json only */
-    int64_t n_merge, cap_merge;
+    int n_merge, cap_merge;
     MergeSlot *merge_slot;              /* hash table: (left, right) -> rank; NULL for
                                          * tokenizer.model */
     int merge_bits;
@@ -210,10 +210,7 @@ static int by_bytes(const void *a, const void *b) {
 }
 
 static void add_name(NameSet *set, Name name) {
-    if (set->n == set->cap) {
-        set->cap = set->cap ? set->cap * 2 : 32;
-        set->name = xrealloc(set->name, set->cap, sizeof *set->name);
-    }
+    set->name = xgrow(set->name, set->n, &set->cap, sizeof *set->name);
     set->name[set->n++] = name;
     set->first[(uint8_t)name.s[0]] = 1;
 }
@@ -406,10 +403,7 @@ static int read_added(Reader *r) {
     in_field(r, "added_tokens");
     if (scan_take(&r->scan, '[')) return -1;
     for (int i = 0; (more = scan_next(&r->scan, i, ']')) > 0; i++) {
-        if (r->n_added == r->cap_added) {
-            r->cap_added = r->cap_added ? r->cap_added * 2 : 32;
-            r->added = xrealloc(r->added, r->cap_added, sizeof *r->added);
-        }
+        r->added = xgrow(r->added, r->n_added, &r->cap_added, sizeof *r->added);
         Name *name = &r->added[r->n_added];
         *name = (Name){.id = NONE};
         if (read_object(r, "added_tokens", on_added_key)) return -1;
@@ -493,8 +487,8 @@ static int read_merge(Reader *r, Piece side[2], char **out) {
 }
 
 static int not_in_vocab(Reader *r, const char *s, uint32_t len) {
-    return fail(r->err, "%s: number %lld: '%.*s' is not in model.vocab", r->where,
-                (long long)r->t->n_merge, shown(len), s);
+    return fail(r->err, "%s: number %d: '%.*s' is not in model.vocab", r->where, r->t->n_merge,
+                shown(len), s);
 }
 
 /* The id of one side of a merge; NONE with an error. */
@@ -521,10 +515,7 @@ static int add_merge(Reader *r, const Piece *p, const Piece *q) {
     if (!is_joined(t, id, p, q) && !is_joined(t, ++id, p, q))
         id = find_piece(t, p->hash * t->power[q->len] + q->hash, p->s, p->len + q->len);
     if (id == NONE) return not_in_vocab(r, p->s, p->len + q->len);
-    if (t->n_merge == t->cap_merge) {
-        t->cap_merge = t->cap_merge ? t->cap_merge * 2 : 1024;
-        t->merge = xrealloc(t->merge, t->cap_merge, sizeof *t->merge);
-    }
+    t->merge = xgrow(t->merge, t->n_merge, &t->cap_merge, sizeof *t->merge);
     t->merge[t->n_merge++] = (Merge){left, right, id};
     set_joins(t, (uint8_t)p->s[p->len - 1], (uint8_t)q->s[0]);
     r->made = id;
@@ -561,7 +552,7 @@ static int read_merges(Reader *r) {
 static void index_merges(Tokenizer *t) {
     t->merge_bits = table_bits(t->n_merge);
     t->merge_slot = xcalloc((int64_t)1 << t->merge_bits, sizeof *t->merge_slot);
-    for (int64_t i = 0; i < t->n_merge; i++) {
+    for (int i = 0; i < t->n_merge; i++) {
         const Merge *m = &t->merge[i], *ahead = m;
         if (i + MERGES_AHEAD < t->n_merge) ahead += MERGES_AHEAD;
         uint64_t hash_ahead = merge_hash(ahead->left, ahead->right);

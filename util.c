@@ -57,6 +57,12 @@ void *xrealloc(void *p, int64_t n, size_t size) {
     return checked(reallocarray(p, n ? (size_t)n : 1, size));
 }
 
+void *xgrow(void *p, int n, int *cap, size_t size) {
+    if (n < *cap) return p;
+    *cap = 2 * *cap + 64;
+    return xrealloc(p, *cap, size);
+}
+
 void *xaligned(int64_t n) {
     void *p;
     return checked(posix_memalign(&p, 64, (size_t)n) ? NULL : p);
@@ -109,10 +115,7 @@ void buf_free(Buf *b) {
 }
 
 void ids_add(Ids *ids, int id) {
-    if (ids->n == ids->cap) {
-        ids->cap = ids->cap ? ids->cap * 2 : 64;
-        ids->id = xrealloc(ids->id, ids->cap, sizeof *ids->id);
-    }
+    ids->id = xgrow(ids->id, ids->n, &ids->cap, sizeof *ids->id);
     ids->id[ids->n++] = id;
 }
 

@@ -27,6 +27,10 @@ void *xcalloc(int64_t n, size_t size);
 void *xrealloc(void *p, int64_t n, size_t size);
 char *xstrdup(const char *s);
 
+/* Returns the array p, which has n elements of `size` bytes, with room for one more.  *cap: for how
+ * many elements there is room; where these are n, the array moves to more than twice the room. */
+void *xgrow(void *p, int n, int *cap, size_t size);
+
 /* The order of two texts by strcmp, each given by the address of its pointer, for qsort and
  * bsearch. */
 int by_text(const void *a, const void *b);
