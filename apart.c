@@ -25,7 +25,7 @@ typedef struct {
 
 /* Adds a schema and those that its $ref and allOf name, as far as there is room. */
 static void gather(const Compiler *c, const cJSON *schema, Together *t, int depth) {
-    const char *ref = cJSON_GetStringValue(json_field(schema, "$ref"));
+    const char *ref = json_string(schema, "$ref");
     const cJSON *item;
     if (!schema || t->n == MAX_TOGETHER || depth > MAX_TOGETHER) return;
     t->of[t->n++] = schema;

@@ -802,7 +802,7 @@ static int read_as_json(CallReader *r, Buf *name) {
     if (memchr(from, (unsigned char)CALL_QUOTE, n)) return 0;
     cJSON *whole = json_object(from, n, NULL);
     for (int i = 0; i < 3 && !arguments; i++) arguments = json_field(whole, fields[i]);
-    given = cJSON_GetStringValue(json_field(whole, "name"));
+    given = json_string(whole, "name");
     twice = whole ? json_key_twice(whole) : NULL;
     int is_call = given && is_name(given, strlen(given)) && !twice && cJSON_IsObject(arguments);
     if (is_call) {

@@ -174,7 +174,7 @@ static int bad_part_type(Writer *w, int i, int j, const char *type) {
 /* The kind of part j of message i; NO_PART with err when the part cannot be read. */
 static PartKind read_part(Writer *w, int i, int j, const cJSON *part) {
     if (!cJSON_IsObject(part)) return bad_part(w, i, j, "", "must be an object"), NO_PART;
-    const char *type = cJSON_GetStringValue(json_field(part, "type"));
+    const char *type = json_string(part, "type");
     if (!type) return bad_part(w, i, j, ".type", "must be a string"), NO_PART;
     PartKind kind = part_kind(type);
     if (kind == NO_PART) bad_part_type(w, i, j, type);
@@ -185,7 +185,7 @@ static PartKind read_part(Writer *w, int i, int j, const cJSON *part) {
  * "refusal", "refusal": …}).  NULL with err when there is none. */
 static const char *part_text(Writer *w, int i, int j, const cJSON *part) {
     const cJSON *text = json_field(part, "text");
-    const char *type = cJSON_GetStringValue(json_field(part, "type"));
+    const char *type = json_string(part, "type");
     if (!text) text = json_field(part, type);
     if (!cJSON_IsString(text)) return bad_part(w, i, j, ".text", "must be a string"), NULL;
     return text->valuestring;
@@ -280,7 +280,7 @@ static int put_system_content(Writer *w, const cJSON *message) {
  * (The template itself writes any word as a role.) */
 static const char *message_role(Writer *w, const cJSON *message) {
     if (!cJSON_IsObject(message)) return bad_message(w, "", "must be an object"), NULL;
-    const char *role = cJSON_GetStringValue(json_field(message, "role"));
+    const char *role = json_string(message, "role");
     if (!role) return bad_message(w, ".role", "must be a string"), NULL;
     static const char *known[][2] = {
         {"system", "system"}, {"developer", "developer"}, {"user", "user"},
@@ -414,7 +414,7 @@ static void put_type(Writer *w, const cJSON *type) {
 }
 
 static int is_type(const cJSON *schema, const char *type) {
-    const char *s = cJSON_GetStringValue(json_field(schema, "type"));
+    const char *s = json_string(schema, "type");
     return s && !strcasecmp(s, type);
 }
 
@@ -602,7 +602,7 @@ static int put_calls(Writer *w, const cJSON *calls) {
     if (calls && !cJSON_IsArray(calls)) return bad_message(w, ".tool_calls", "must be a list");
     cJSON_ArrayForEach(call, calls) {
         const cJSON *function = json_field(call, "function");
-        const char *name = cJSON_GetStringValue(json_field(function, "name"));
+        const char *name = json_string(function, "name");
         if (!name)
             return fail(w->err, "messages[%d].tool_calls[%d].function.name: must be a string",
                         w->i, j);
@@ -665,7 +665,7 @@ static int put_response_in_parts(Writer *w, const char *name, const cJSON *parts
     buf_free(&text);
     if (bad) return -1;
     cJSON_ArrayForEach(part, parts) {
-        PartKind kind = part_kind(cJSON_GetStringValue(json_field(part, "type")));
+        PartKind kind = part_kind(json_string(part, "type"));
         int is_media = kind == IMAGE_PART || kind == VIDEO_PART;
         if (is_media && put_media(w, part, kind == VIDEO_PART)) return -1;
     }
@@ -682,7 +682,7 @@ const char *chat_result_name(const cJSON *calls, const cJSON *message) {
     const char *name = cJSON_GetStringValue(own ? own : json_field(message, "tool_name"));
     cJSON_ArrayForEach(call, calls)
         if (same_id(json_field(call, "id"), json_field(message, "tool_call_id")))
-            name = cJSON_GetStringValue(json_field(json_field(call, "function"), "name"));
+            name = json_string(json_field(call, "function"), "name");
     return name;
 }
 
@@ -694,7 +694,7 @@ static int put_responses(Writer *w, const cJSON *message) {
     int n = 0;
     if (is_true(own)) {
         cJSON_ArrayForEach(item, own) {
-            const char *name = cJSON_GetStringValue(json_field(item, "name"));
+            const char *name = json_string(item, "name");
             put_response(w, name, cJSON_GetObjectItemCaseSensitive(item, "response"));
             n++;
         }
@@ -745,7 +745,7 @@ static void mark_stable(Writer *w) {
 /* Adds the thought of a THOUGHT_PART.  It is the first of four fields that is not empty; each may
  * be a text or a list of texts (content and summary are the Responses API's). */
 static void add_thought(Buf *thought, const cJSON *part) {
-    const char *type = cJSON_GetStringValue(json_field(part, "type"));
+    const char *type = json_string(part, "type");
     const char *const fields[] = {type, "text", "content", "summary"};
     const cJSON *item;
     size_t before = thought->len;
@@ -753,7 +753,7 @@ static void add_thought(Buf *thought, const cJSON *part) {
         const cJSON *field = json_field(part, fields[k]);
         if (cJSON_IsString(field)) buf_puts(thought, field->valuestring);
         if (cJSON_IsArray(field)) cJSON_ArrayForEach(item, field) {
-            const char *text = cJSON_GetStringValue(json_field(item, "text"));
+            const char *text = json_string(item, "text");
             if (text) buf_puts(thought, text);
         }
     }
@@ -763,7 +763,7 @@ static void add_thought(Buf *thought, const cJSON *part) {
 static void add_thoughts(Buf *thought, const cJSON *parts) {
     const cJSON *part;
     if (cJSON_IsArray(parts)) cJSON_ArrayForEach(part, parts) {
-        const char *type = cJSON_GetStringValue(json_field(part, "type"));
+        const char *type = json_string(part, "type");
         if (type && part_kind(type) == THOUGHT_PART) add_thought(thought, part);
     }
 }
@@ -776,7 +776,7 @@ static Buf thought_of(const cJSON *message) {
     static const char *const lists[] = {"reasoning_details", "thinking_blocks"};
     Buf thought = {0}, in_parts = {0};
     for (int k = 0; k < 3 && !thought.len; k++) {
-        const char *text = cJSON_GetStringValue(json_field(message, fields[k]));
+        const char *text = json_string(message, fields[k]);
         if (text) buf_puts(&thought, text);
     }
     add_thoughts(&in_parts, json_field(message, "content"));
@@ -940,7 +940,7 @@ cJSON *chat_message(const char *role, const char *text) {
 }
 
 int has_role(const cJSON *message, const char *role) {
-    const char *own = cJSON_GetStringValue(json_field(message, "role"));
+    const char *own = json_string(message, "role");
     return own && !strcmp(own, role);
 }
 

@@ -163,7 +163,7 @@ static int check_tool(const Pieces *p, cJSON *tool, const char *name) {
     /* schema_calls names the tool in every error but one: that nothing satisfies any of the
      * tools. */
     int named = s || begins(why.text, of);
-    const char *tool_name = cJSON_GetStringValue(json_field(json_field(tool, "function"), "name"));
+    const char *tool_name = json_string(json_field(tool, "function"), "name");
     if (!s && named) note("gemma4: %s: %s\n", name, why.text);
     else if (!s) note("gemma4: %s: %s%s: %s\n", name, of, tool_name, why.text);
     int bad = !s;

@@ -294,7 +294,7 @@ static int integer_kind(int bits, int group, int has_zeros) {
 
 /* Whether a field is that word, in small letters or capitals, as compressed-tensors takes it. */
 static int is_word(const cJSON *o, const char *name, const char *word) {
-    const char *is = cJSON_GetStringValue(json_field(o, name));
+    const char *is = json_string(o, name);
     return is && !strcasecmp(is, word);
 }
 

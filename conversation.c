@@ -117,7 +117,7 @@ static void add_answer(cJSON *messages, const Generation *g) {
 
 static void add_result(cJSON *messages, const cJSON *call, const ToolCall *c, const Buf *result) {
     cJSON *m = chat_message("tool", NULL);
-    cJSON_AddStringToObject(m, "tool_call_id", cJSON_GetStringValue(json_field(call, "id")));
+    cJSON_AddStringToObject(m, "tool_call_id", json_string(call, "id"));
     cJSON_AddStringToObject(m, "name", c->name);
     cJSON_AddStringToObject(m, "content", result->data);
     cJSON_AddItemToArray(messages, m);
@@ -154,7 +154,7 @@ static int is_allowed(const Engine *e, const ToolCall *call) {
 void warn_of_tools(const Engine *e) {
     const cJSON *tool;
     if (e->tool_dir) cJSON_ArrayForEach(tool, e->tools) {
-        const char *name = cJSON_GetStringValue(json_field(json_field(tool, "function"), "name"));
+        const char *name = json_string(json_field(tool, "function"), "name");
         if (!tool_is_there(e->tool_dir, name))
             remark("gemma4: warning: --run-tools %s: no executable for the tool %s\n", e->tool_dir,
                    name);

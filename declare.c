@@ -65,7 +65,7 @@ static cJSON *wrapped(const cJSON *tool) {
 static int check_tool(const cJSON *tool, int i, Error *err) {
     const cJSON *function = json_field(tool, "function"), *type = json_field(tool, "type");
     const cJSON *parameters = json_field(function, "parameters");
-    const char *name = cJSON_GetStringValue(json_field(function, "name"));
+    const char *name = json_string(function, "name");
     if (type && (!cJSON_IsString(type) || strcmp(type->valuestring, "function")))
         return fail(err, "tools[%d].type: must be function", i);
     if (!cJSON_IsObject(function)) return fail(err, "tools[%d].function: must be an object", i);
@@ -105,7 +105,7 @@ cJSON *tools_read(const cJSON *tools, Error *err) {
     cJSON_ArrayForEach(tool, given) {
         cJSON *whole = shaped(tool);
         const cJSON *function = json_field(whole, "function");
-        const char *name = cJSON_GetStringValue(json_field(function, "name"));
+        const char *name = json_string(function, "name");
         int is_twice = name && tool_named(list, name);
         cJSON_AddItemToArray(list, whole);
         bad = check_tool(whole, i, err);
@@ -162,7 +162,7 @@ const cJSON *tool_named(const cJSON *tools, const char *name) {
     const cJSON *tool;
     cJSON_ArrayForEach(tool, tools) {
         const cJSON *function = json_field(tool, "function");
-        const char *known = cJSON_GetStringValue(json_field(function, "name"));
+        const char *known = json_string(function, "name");
         if (known && !strcmp(known, name)) return function;
     }
     return NULL;
@@ -172,7 +172,7 @@ const cJSON *tool_named(const cJSON *tools, const char *name) {
 
 const cJSON *schema_behind_refs(const cJSON *root, const cJSON *schema) {
     const char *ref;
-    for (int i = 0; i < MAX_REFS && (ref = cJSON_GetStringValue(json_field(schema, "$ref"))); i++)
+    for (int i = 0; i < MAX_REFS && (ref = json_string(schema, "$ref")); i++)
         schema = json_pointer(root, ref);
     return schema;
 }
@@ -234,7 +234,7 @@ static int is_being_expanded(const Expander *x, const cJSON *schema) {
 /* Replaces the $ref of `copy`, the copy of a schema, by a copy of what it names; in a cycle by
  * the type and the description alone. */
 static void expand_ref(Expander *x, cJSON *copy, const cJSON *schema) {
-    const char *ref = cJSON_GetStringValue(json_field(schema, "$ref"));
+    const char *ref = json_string(schema, "$ref");
     const cJSON *there = ref ? json_pointer(x->root, ref) : NULL;
     if (!cJSON_IsObject(there)) return;
     cJSON_DeleteItemFromObjectCaseSensitive(copy, "$ref");

@@ -78,10 +78,10 @@ static int is_data(const char *name) {
  * own name is a document of its own: a `#` in it means that schema.  NULL: it has no $id, or one
  * that begins with `#`, which is an anchor. */
 static const char *own_name(const Compiler *c, const cJSON *schema) {
-    const char *draft = cJSON_GetStringValue(json_field(c->root, "$schema"));
-    const char *id = cJSON_GetStringValue(json_field(schema, "$id"));
+    const char *draft = json_string(c->root, "$schema");
+    const char *id = json_string(schema, "$id");
     if (!id && (schema == c->root || (draft && strstr(draft, "draft-04"))))
-        id = cJSON_GetStringValue(json_field(schema, "id"));
+        id = json_string(schema, "id");
     return cJSON_IsObject(schema) && id && *id != '#' ? id : NULL;
 }
 
@@ -158,7 +158,7 @@ static int leads(const Compiler *c, const cJSON *from, const cJSON *to, int dept
     static const char *const lists[] = {"allOf", "anyOf", "oneOf"};
     static const char *const ones[] = {"not", "if", "then", "else"};
     static const char *const dependent[] = {"dependentSchemas", "dependencies"};
-    const char *ref = cJSON_GetStringValue(json_field(from, "$ref"));
+    const char *ref = json_string(from, "$ref");
     const cJSON *item;
     if (from == to || (from && to && to->child && from->child == to->child)) return 1;
     if (depth > MAX_DEPTH || --*left < 0 || !cJSON_IsObject(from)) return 0;

@@ -221,7 +221,7 @@ static int most_of(const char *format) {
 /* Whether a format of the place is a hostname, the one format that bounds the length. */
 static int is_host(const Place *p) {
     for (int i = 0; i < p->n; i++) {
-        const char *format = cJSON_GetStringValue(json_field(p->part[i].schema, "format"));
+        const char *format = json_string(p->part[i].schema, "format");
         if (format && !(p->part[i].marks & NEGATED) && most_of(format) < NO_LIMIT) return 1;
     }
     return 0;

@@ -338,6 +338,10 @@ const cJSON *json_field(const cJSON *o, const char *name) {
     return cJSON_IsNull(v) ? NULL : v;
 }
 
+const char *json_string(const cJSON *o, const char *name) {
+    return cJSON_GetStringValue(json_field(o, name));
+}
+
 const char *json_key_twice(const cJSON *v) {
     const char *twice = NULL, **key = NULL;
     int n = 0, size = cJSON_IsObject(v) ? cJSON_GetArraySize(v) : 0;

@@ -87,6 +87,9 @@ const char *json_key_twice(const cJSON *v);
 /* A member of the object o, or NULL when the member is missing or null, or o is no object. */
 const cJSON *json_field(const cJSON *o, const char *name);
 
+/* The text of such a member, or NULL where it is no string. */
+const char *json_string(const cJSON *o, const char *name);
+
 /* What a JSON pointer like `#/$defs/NAME` names in the document `root`; NULL: nothing. */
 const cJSON *json_pointer(const cJSON *root, const char *pointer);
 

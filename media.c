@@ -350,7 +350,7 @@ static Buf part_url(const cJSON *part, const char *type) {
     const cJSON *ours = json_field(part, strcmp(type, "input_image") ? type : "image_url");
     const cJSON *source = theirs ? theirs : ours, *url = json_field(source, "url");
     const char *name = cJSON_GetStringValue(url ? url : source);
-    const char *data = cJSON_GetStringValue(json_field(theirs ? theirs : part, "data"));
+    const char *data = json_string(theirs ? theirs : part, "data");
     const char *mime = cJSON_GetStringValue(theirs ? json_field(theirs, "media_type")
                                                    : json_field(part, "mimeType"));
     Buf found = {0};
@@ -372,7 +372,7 @@ static void add_warnings(const Media *m, const char *name, Buf *warnings) {
  * message is none that the assistant has answered. */
 static int load_part(MediaStore *s, const cJSON *part, int i, int j, int is_new, Prompt *p,
                      Error *err) {
-    const char *type = cJSON_GetStringValue(json_field(part, "type"));
+    const char *type = json_string(part, "type");
     int is_image = type && (begins(type, "image") || !strcmp(type, "input_image"));
     int is_video = type && begins(type, "video");
     if (!is_image && !is_video) return 0;

@@ -282,7 +282,7 @@ static int load(Repl *r, const char *path, Error *err) {
     r->messages = messages;
     const cJSON *first = messages->child;
     const char *system = NULL;
-    if (has_role(first, "system")) system = cJSON_GetStringValue(json_field(first, "content"));
+    if (has_role(first, "system")) system = json_string(first, "content");
     r->system.len = 0;
     if (system) buf_puts(&r->system, system);
     count_used(r);
@@ -384,8 +384,8 @@ static void command_tools(const Repl *r) {
     Buf out = {0};
     cJSON_ArrayForEach(tool, e->tools) {
         const cJSON *function = json_field(tool, "function");
-        const char *text = cJSON_GetStringValue(json_field(function, "description"));
-        buf_printf(&out, "  %s", cJSON_GetStringValue(json_field(function, "name")));
+        const char *text = json_string(function, "description");
+        buf_printf(&out, "  %s", json_string(function, "name"));
         if (text) buf_printf(&out, "  %.*s", (int)strcspn(text, "\n"), text);
         buf_puts(&out, "\n");
     }

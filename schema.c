@@ -796,7 +796,7 @@ Schema *schema_calls(const Pieces *p, const cJSON *tools, const char *name, int 
     cJSON_ArrayForEach(tool, tools) {
         const cJSON *function = json_field(tool, "function");
         const cJSON *parameters = json_field(function, "parameters");
-        const char *this = cJSON_GetStringValue(json_field(function, "name"));
+        const char *this = json_string(function, "name");
         Error why;
         if (!this || (name && strcmp(this, name))) continue;
         if (uncompiled && !compiles(&c, p, this, parameters, &why)) {
