@@ -118,7 +118,7 @@ int write_whole(int fd, const void *bytes, size_t n);
 /* Writes formatted text to stderr with write_text: an error, or an answer to a command. */
 void note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-/* Likewise what is no error, unless `quiet`. */
+/* Writes as note does what is no error; nothing when `quiet`. */
 void remark(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /* A remark for each of the lines: "gemma4: warning: LINE". */

@@ -72,7 +72,7 @@ def program():
               (506, 'devices'), (689, 'all of them')]
     for y, name in floors:
         s.text(16, y + 24, name, 'faint', 'start', 11)
-    commands = [(100, 138, 'main.c', ['options.c find.c textfile.c', 'one question, info …']),
+    commands = [(100, 138, 'main.c', ['options.c find.c', 'info.c textfile.c']),
                 (250, 174, 'repl.c', ['edit.c settings.c dropped.c', 'markdown.c transcript.c']),
                 (436, 150, 'jsonl.c', ['request.c', 'requests in JSON']),
                 (604, 150, 'score.c bench.c', ['log probabilities;', 'how fast is it here?']),
