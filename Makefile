@@ -22,7 +22,7 @@ LIBS = -lcjson -ledit -lm
 # become objects.
 CPU = cpu.o offload.o handover.o slots.o nvfp4.o strips.o residual.o flash.o attention.o moe.o head.o \
       vision.o threads.o kernels.o kernels_c.o kernels_x86.o kernels_neon.o
-ENGINE = model.o session.o cache.o saved.o checkpoint.o lora.o fields.o safetensors.o directory.o \
+ENGINE = model.o session.o cache.o saved.o checkpoint.o config.o lora.o fields.o safetensors.o directory.o \
          draft.o adapt.o plain.o $(CPU) tokenizer.o sampler.o chat.o answer.o call.o declare.o media.o ffmpeg.o image.o orient.o json.o \
          util.o sniff.o textfile.o schema.o objects.o arrays.o constants.o apart.o holds.o ranges.o formats.o places.o \
          keywords.o values.o document.o numbers.o states.o program.o stringset.o pattern.o \

@@ -38,7 +38,7 @@ struct Model {
                                          * it in every layer */
     int has_zeros;                      /* 1: some matrix has zero points */
     /* What the config_groups of config.json are: some of integers, of FP8, of FP8 or FP4; and the
-     * layouts of their weights, bits of enum Kind (checkpoint.c). */
+     * layouts of their weights, bits of enum Kind. */
     int has_integer_groups, has_fp8_groups, has_float_groups;
     unsigned listed_kinds;
     GroupTarget *group_target;          /* [n_group_targets]; none where listed_kinds tells whether
@@ -59,7 +59,40 @@ struct Model {
 /* The last sliding (global = 0) or global (1) layer, whose cache a drafter reads; NULL: none. */
 const Layer *last_layer(const Model *m, int global);
 
-/* Closes all adapters of the model (lora.c). */
+/* ---- config.c ---- */
+
+/* For `info`: the layouts of weights (Kind) are noted by their part of the model (Part).  From
+ * K_INT on the bits are groups of 32, 64 and 128 of INT4, of INT4 with zero points, of INT8. */
+enum Part { ATTENTION, MLP, EXPERTS, EMBEDDING, VISION, ROUTER };
+enum Kind { K_F32, K_BF16, K_F16, K_MODELOPT, K_COMPRESSED, K_CHANNEL, K_BLOCK, K_TENSOR, K_INT };
+#define N_KINDS (K_INT + 9)
+extern const char *const kind_name[N_KINDS];
+
+/* The Kind of a matrix of integers of so many bits in groups of so many columns, or -1. */
+int integer_kind(int bits, int group, int has_zeros);
+
+/* Behind a line that refuses the weights' format: what to take instead. */
+#define INSTEAD "; hf download nvidia/Gemma-4-26B-A4B-NVFP4 gets one that is"
+
+/* Reads config.json, generation_config.json and hf_quant_config.json into *m, whose target is set
+ * for a drafter.  Where generation_config.json names no eos_token_id, that of config.json counts.
+ * Returns 0, or -1 with err. */
+int load_configs(Model *m, const char *dir, Error *err);
+
+/* Whether the group of config_groups that counts for a module has zero points; -1: no group names
+ * it.  The rules are compressed-tensors' (match_targets, match.py): a name goes before a pattern,
+ * and a pattern before a class; of several patterns the first in the order of texts counts, and
+ * where a target stands in several groups, the last of these. */
+int targeted_zeros(const Model *m, const char *module);
+
+/* Checks that the configuration, where it lists groups of such matrices, has this Kind.  Packed
+ * words are no integers where all groups are floats: FP4 can be packed in the same way.  Returns 0,
+ * or -1 with err. */
+int check_kind(const Model *m, const Tensor *t, int kind, Error *err);
+
+/* ---- lora.c ---- */
+
+/* Closes all adapters of the model. */
 void adapters_close(Model *m);
 
 #endif

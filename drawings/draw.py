@@ -95,7 +95,7 @@ def program():
     s.box(268, 394, 150, 66, 'session.c', ['cache.c saved.c', 'ids held, kv cache'])
     s.box(442, 394, 138, 66, 'model.c', ['forward: the layers'], 'strong')
     s.box(650, 394, 294, 66, 'checkpoint.c',
-          ['lora.c fields.c directory.c safetensors.c', 'weights by name, in the mapped file'])
+          ['config.c fields.c lora.c safetensors.c directory.c', 'weights by name, in the mapped file'])
     s.box(268, 496, 486, 30, kind='warm')
     s.text(511, 516, 'ops.h: what a device must compute', 'text', weight=600)
     s.box(100, 558, 144, 118, 'plain.c',
