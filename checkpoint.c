@@ -95,9 +95,9 @@ static int scalar(const Binder *b, const Tensor *t, float *out) {
 }
 
 /* Notes the layout of a weight of so many numbers. */
-static void note_weight(const Binder *b, enum Part part, int kind, int64_t numbers) {
+static void note_weight(const Binder *b, enum Section section, int kind, int64_t numbers) {
     Model *m = b->m;
-    m->kinds[part] |= 1u << kind;
+    m->kinds[section] |= 1u << kind;
     m->parameters += numbers;
 }
 
@@ -228,7 +228,7 @@ static int bind_integers(const Binder *b, const Tensor *t, Weight *w) {
 
 /* Binds a matrix [rows][cols].  Its layout follows from the tensors of its name alone; the lists of
  * quantised modules in the configuration are not read. */
-static int bind_weight(const Binder *b, enum Part part, int rows, int cols, Weight *w) {
+static int bind_weight(const Binder *b, enum Section section, int rows, int cols, Weight *w) {
     const Tensor *t = leaf(b, ".weight");
     int kind, packed = !t;
     if (packed) t = leaf(b, ".weight_packed");
@@ -240,7 +240,7 @@ static int bind_weight(const Binder *b, enum Part part, int rows, int cols, Weig
     else if (check_float(t, b->err) || check_shape(t, 2, rows, cols, 0, b->err)) kind = -1;
     else kind = plain_kind(t->dtype);
     if (kind < 0 || check_kind(b->m, t, kind, b->err)) return -1;
-    note_weight(b, part, kind, (int64_t)rows * cols);
+    note_weight(b, section, kind, (int64_t)rows * cols);
     return 0;
 }
 
@@ -303,7 +303,7 @@ static int bind_experts(Binder *b, int i, Layer *l) {
 static int bind_matrices(Binder *b, int i, Layer *l) {
     const Config *c = &b->m->config;
     int q_rows = c->n_heads * l->head_dim, kv_rows = l->n_kv_heads * l->head_dim;
-    struct { const char *name; int rows, cols; Weight *w; enum Part part; } matrix[] = {
+    struct { const char *name; int rows, cols; Weight *w; enum Section section; } matrix[] = {
         {"self_attn.q_proj", q_rows, c->hidden, &l->q, ATTENTION},
         {"self_attn.k_proj", kv_rows, c->hidden, &l->k, ATTENTION},
         {"self_attn.v_proj", kv_rows, c->hidden, &l->v, ATTENTION},
@@ -316,7 +316,8 @@ static int bind_matrices(Binder *b, int i, Layer *l) {
         if (matrix[k].w == &l->v && l->global && b->m->k_eq_v) continue;
         if (c->backbone && (matrix[k].w == &l->k || matrix[k].w == &l->v)) continue;
         set_name(b, "layers.%d.%s", i, matrix[k].name);
-        if (bind_weight(b, matrix[k].part, matrix[k].rows, matrix[k].cols, matrix[k].w)) return -1;
+        if (bind_weight(b, matrix[k].section, matrix[k].rows, matrix[k].cols, matrix[k].w))
+            return -1;
     }
     return 0;
 }
@@ -688,12 +689,12 @@ Model *model_open_drafter(const char *dir, const Model *target, Error *err) {
         return NULL;
     }
     warn_of_adapter(m, dir);
-    for (int part = 0; part < 4; part++)
+    for (int s = 0; s < 4; s++)
         for (int k = 0; k < N_KINDS; k++) {
-            if (!(m->kinds[part] & 1u << k)) continue;
-            char *layout = m->layout[part];
+            if (!(m->kinds[s] & 1u << k)) continue;
+            char *layout = m->layout[s];
             size_t n = strlen(layout);
-            snprintf(layout + n, sizeof m->layout[part] - n, "%s%s", n ? " + " : "", kind_name[k]);
+            snprintf(layout + n, sizeof m->layout[s] - n, "%s%s", n ? " + " : "", kind_name[k]);
         }
     return m;
 }

@@ -48,8 +48,8 @@ struct Model {
     int standardize;                    /* 1: the tower's output is standardized */
     int media[3];                       /* ids of <|image|>, <|video|>, <|audio|>; -1: none */
     int pad;                            /* id of <pad> */
-    unsigned kinds[6];                  /* by enum Part: its weights' layouts, bits of enum Kind */
-    char layout[4][160];                /* by enum Part: the same in words, for `info` */
+    unsigned kinds[6];                  /* by enum Section: its weights' layouts, bits of Kind */
+    char layout[4][160];                /* by enum Section: the same in words, for `info` */
     int64_t parameters;                 /* numbers of all weights */
     Lora *lora;                         /* [n_loras] */
     int n_loras;
@@ -61,9 +61,9 @@ const Layer *last_layer(const Model *m, int global);
 
 /* ---- config.c ---- */
 
-/* For `info`: the layouts of weights (Kind) are noted by their part of the model (Part).  From
- * K_INT on the bits are groups of 32, 64 and 128 of INT4, of INT4 with zero points, of INT8. */
-enum Part { ATTENTION, MLP, EXPERTS, EMBEDDING, VISION, ROUTER };
+/* For `info`: the layouts of weights (Kind) are noted by their section of the model.  From K_INT on
+ * the bits are groups of 32, 64 and 128 columns of INT4, of INT4 with zero points, of INT8. */
+enum Section { ATTENTION, MLP, EXPERTS, EMBEDDING, VISION, ROUTER };
 enum Kind { K_F32, K_BF16, K_F16, K_MODELOPT, K_COMPRESSED, K_CHANNEL, K_BLOCK, K_TENSOR, K_INT };
 #define N_KINDS (K_INT + 9)
 extern const char *const kind_name[N_KINDS];
