@@ -98,13 +98,12 @@ static void read_webp(Said *s, const uint8_t *p, size_t n) {
     }
 }
 
-/* Returns the data of the first box of that name with so many bytes of data, in a HEIC or AVIF.  A
- * box is its length in 4 bytes, all included, its name and its data.  NULL: there is none. */
-static const uint8_t *find_box(const uint8_t *p, size_t n, const char *name, unsigned bytes) {
+/* Returns the data of the first box of that name with a byte of data, in a HEIC or AVIF.  A box is
+ * its length in 4 bytes, all included, its name and its data.  NULL: there is none. */
+static const uint8_t *find_box(const uint8_t *p, size_t n, const char *name) {
     const uint8_t *end = p + n;
     for (const uint8_t *q = p; (q = memmem(q, (size_t)(end - q), name, 4)); q += 4)
-        if (q - p >= 4 && (size_t)(end - q) >= 4 + bytes && number_at(q - 4, 4, 1) == 8 + bytes)
-            return q + 4;
+        if (q - p >= 4 && end - q >= 5 && number_at(q - 4, 4, 1) == 9) return q + 4;
     return NULL;
 }
 
@@ -112,7 +111,7 @@ static const uint8_t *find_box(const uint8_t *p, size_t n, const char *name, uns
  * against the clock.  imir, afterwards: 0 exchanges top and bottom, 1 left and right. */
 static int from_properties(const uint8_t *p, size_t n) {
     static const int turned[3][4] = {{1, 8, 3, 6}, {4, 5, 2, 7}, {2, 7, 4, 5}};
-    const uint8_t *turn = find_box(p, n, "irot", 1), *mirror = find_box(p, n, "imir", 1);
+    const uint8_t *turn = find_box(p, n, "irot"), *mirror = find_box(p, n, "imir");
     int turns = turn ? *turn & 3 : 0, row = 0;
     if (mirror) row = 1 + (*mirror & 1);
     return turned[row][turns];

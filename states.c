@@ -88,10 +88,9 @@ static void add_thread(Schema *s, Thread t) {
     s->list[s->n_list++] = t;
 }
 
-static void add_todo(Schema *s, int pc, int stack, unsigned used) {
+static void add_todo(Schema *s, int pc, int stack) {
     ids_add(&s->todo, pc);
     ids_add(&s->todo, stack);
-    ids_add(&s->todo, (int)used);
 }
 
 /* Adds the ways on from a PICK: each value that may come, with its BEHIND_PICK to return to. */
@@ -100,14 +99,15 @@ static void follow_pick(Schema *s, int pc, int stack, unsigned used) {
     for (int i = 0; i < choice->n; i++) {
         if (!(choice->next[used] >> i & 1)) continue;
         int behind = push_frame(s, pc + 1, used | 1u << i, stack);
-        if (s->frame[behind].cost < FAR) add_todo(s, s->routine[choice->value[i]], behind, 0);
+        if (s->frame[behind].cost < FAR) add_todo(s, s->routine[choice->value[i]], behind);
     }
 }
 
 /* Follows a thread that has come to pc until it stands at an instruction that reads a byte, or
  * at the end (pc -1), and adds it to s->list.  Where its way forks, the other ways go to
  * s->todo. */
-static void follow_thread(Schema *s, int pc, int stack, unsigned used) {
+static void follow_thread(Schema *s, int pc, int stack) {
+    unsigned used = 0;                  /* of the frame that a RET has come back to */
     for (;;) {
         const Instruction *c = &s->code[pc];
         const Picks *p;
@@ -116,7 +116,7 @@ static void follow_thread(Schema *s, int pc, int stack, unsigned used) {
             if (s->when[pc] == s->now && s->seen[pc] == stack) return;      /* has been here */
             s->when[pc] = s->now;
             s->seen[pc] = stack;
-            add_todo(s, c->a, stack, 0);
+            add_todo(s, c->a, stack);
             pc = c->next;
             continue;
         case CALL:
@@ -130,7 +130,7 @@ static void follow_thread(Schema *s, int pc, int stack, unsigned used) {
         case BEHIND_PICK:
             p = &s->picks[c->a];
             if (p->of.next[used])
-                add_todo(s, s->routine[p->of.comma], push_frame(s, pc - 1, used, stack), 0);
+                add_todo(s, s->routine[p->of.comma], push_frame(s, pc - 1, used, stack));
             if (!p->of.may_end[used]) return;
             pc = p->end;
             continue;
@@ -158,11 +158,11 @@ static void follow_thread(Schema *s, int pc, int stack, unsigned used) {
 
 /* Adds to s->list all threads, each at a byte or at the end, that a thread at pc becomes. */
 static void closure(Schema *s, int pc, int stack) {
-    follow_thread(s, pc, stack, 0);
+    follow_thread(s, pc, stack);
     while (s->todo.n) {
-        s->todo.n -= 3;
+        s->todo.n -= 2;
         const int *way = s->todo.id + s->todo.n;
-        follow_thread(s, way[0], way[1], (unsigned)way[2]);
+        follow_thread(s, way[0], way[1]);
     }
 }
 

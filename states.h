@@ -111,7 +111,7 @@ struct Schema {
     unsigned now;                       /* the number of the current step */
     Thread *list;                       /* what it has found */
     int n_list, cap_list;
-    Ids todo;                           /* ways still to follow: address, stack, set; and so on */
+    Ids todo;                           /* ways still to follow: address, stack; and so on */
 };
 
 /* The least number of tokens from a state of the set, with `count` characters written, to the end
