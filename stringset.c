@@ -74,8 +74,8 @@ int strings_hold(const Strings *s, const char *text, size_t n) {
     return state >= 0 && s->accepts[state];
 }
 
-/* Adds a state without transitions and returns its number; *room: how many states are allocated. */
-static int add_state(Strings *s, int *room, int accepts) {
+/* Adds a state without transitions.  *room: how many states are allocated. */
+static void add_state(Strings *s, int *room, int accepts) {
     size_t row = (size_t)s->n_classes;
     if (s->n == *room) {
         *room = 2 * *room + 64;
@@ -83,8 +83,7 @@ static int add_state(Strings *s, int *room, int accepts) {
         s->accepts = xrealloc(s->accepts, *room, 1);
     }
     for (size_t i = 0; i < row; i++) s->to[(size_t)s->n * row + i] = -1;
-    s->accepts[s->n] = (uint8_t)accepts;
-    return s->n++;
+    s->accepts[s->n++] = (uint8_t)accepts;
 }
 
 static int is_too_large(const Strings *s) {
