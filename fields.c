@@ -29,11 +29,7 @@ cJSON *load_json(const char *dir, const char *name, Buf *path, int optional, Err
         buf_free(&text);
     }
     unmap_file(map, n);
-    const char *twice = json ? json_key_twice(json) : NULL;
-    if (!twice) return json;
-    fail(err, "%s: %s stands twice", path->data, twice);
-    cJSON_Delete(json);
-    return NULL;
+    return json;
 }
 
 int typed(const Fields *f, const char *name, int type, const cJSON **out) {

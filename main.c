@@ -211,7 +211,9 @@ static int read_tools(const Options *o, Engine *e, Error *err) {
     Buf unknown = {0};
     Error why;
     if (!json) return -1;
-    e->tools = tools_read(json, &why);
+    const char *twice = json_key_twice(json);
+    if (twice) fail(&why, "%s stands twice", twice);
+    else e->tools = tools_read(json, &why);
     if (e->tools) tools_unknown(json, &unknown);
     if (unknown.len)
         remark("gemma4: warning: %s: unknown fields have no effect: %s\n", name, unknown.data);

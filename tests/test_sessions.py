@@ -204,6 +204,12 @@ def test_numbers_as_written(chat, tmp_path, odd):
     assert (tmp_path / 'b').read_text() == text
 
 
+def test_a_conversation_of_two_readings(odd, tmp_path):
+    for text, says in [(b'{"messages": [], "a\xff": 1}', 'not UTF-8 at byte 19'), (b'{"messages": [], "messages": []}', 'messages stands twice')]:
+        (tmp_path / 'a').write_bytes(text)
+        assert complaint(1, '-m', odd, '--load', tmp_path / 'a', '-p', 'x') == 'gemma4: %s: %s\n' % (tmp_path / 'a', says)
+
+
 def test_no_cache(chat, tmp_path, pair, odd):
     """A conversation that was written by hand: nothing to say."""
     file = put(tmp_path, *pair[:2])
