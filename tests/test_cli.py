@@ -487,12 +487,18 @@ def test_empty_prompt(odd):
     ('help', '-p help'), ('info --ignore-eos', '--ignore-eos'), ('info --temp 0', 'info draws no tokens'),
     ('info --jsonl', 'info and --jsonl'), ('score --raw -p a --text f', 'not several'), ('check --tools t --json-schema s', 'not both'),
     ('--tools - --json-schema - hello', 'only one option'), ('-f - --load - hello', 'only one option'), ('--temperature 200 hello', '--temperature 200'),
+    ('-p a -p b', '-p is given twice'), ('-s a --system b hello', '-s is given twice'), ('--load f --load f hello', '--load is given twice'),
+    ('--ids f --ids=g', '--ids is given twice'),
     ('--top 3 hello', '--top'), ('--jsonl --ignore-eos', '--ignore-eos'), ('--jsonl --print-ids', '--print-ids'),
 ])
 def test_wrong_usage(odd, call, word):
     # GEMMA4_MODEL stands for -m, so that the call is exactly what the table says.
     text = complaint(2, *call.split(), env=environment(GEMMA4_MODEL=odd))
     assert word in text and '--help' in text
+
+
+def test_the_last_setting_counts(odd):
+    assert answer('-m', 'nowhere', '-m', odd, '-n', 20, '-n', 1, '--temp', 1, '--temp', 0, 'hello') == answer('-m', odd, '-n', 1, '--temp', 0, 'hello')
 
 
 @pytest.mark.parametrize('option', ['-n', '--temp', '--seed'])
