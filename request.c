@@ -25,8 +25,10 @@ static int get_number(const cJSON *o, const char *name, double min, double max, 
     double x = v->valuedouble;
     if (!cJSON_IsNumber(v)) return fail(err, "%s: not a number", name);
     if (!(x >= min && x <= max))
-        return fail(err, "%s: %.10g is not between %.10g and %.10g", name, x, min, max);
-    if (whole && x != floor(x)) return fail(err, "%s: %g is not a whole number", name, x);
+        return fail(err, "%s: %.40s is not between %.10g and %.10g", name, v->valuestring, min,
+                    max);
+    if (whole && x != floor(x))
+        return fail(err, "%s: %.40s is not a whole number", name, v->valuestring);
     *out = x;
     return 0;
 }
