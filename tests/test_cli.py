@@ -547,19 +547,29 @@ def test_bad_device_in_the_environment(odd):
     assert answer('-m', odd, 'hello', '-n', 1, '--device', 'cpu', env=environment(GEMMA4_DEVICE='gpu'))
 
 
-def test_activations():
-    """32 bits are what --exact does on the CPU; 8 are other numbers, where the kernels have them, and else a line says that they
-    have none."""
+@pytest.mark.parametrize('layout', ['odd-all', 'odd-bf16'])
+def test_activations(checkpoint, layout):
+    """32 bits are what --exact does on the CPU; 8 are other numbers, where the kernels have them for the model's matrices, and else a
+    line says that they have none."""
     def scores(cpu, *options):
-        done = run('score', '--device', 'cpu', '--kv', 'f32', '--raw', '-p', 'hello ' * 40, *options, env=environment(GEMMA4_CPU=cpu))
+        done = run('score', '-m', checkpoint(layout), '--device', 'cpu', '--kv', 'f32', '--raw', '-p', 'hello ' * 40, *options, env=environment(GEMMA4_CPU=cpu))
         assert not done.returncode
         return done.stdout, done.stderr
     for cpu in 'avx2', 'avx2-vnni', 'avx512', 'amx':
         assert scores(cpu, '--activations', '32') == scores(cpu, '--exact')
         assert scores(cpu, '--activations', '16') == scores(cpu)
         rounded, said = scores(cpu, '--activations', '8')
-        assert (rounded == scores(cpu)[0]) == (said == b"gemma4: --activations 8: this CPU's kernels have none, so it has no effect\n")
+        no_effect = b"gemma4: --activations 8: this CPU's kernels have none for the formats of this model, so it has no effect\n"
+        assert (rounded == scores(cpu)[0]) == (said == no_effect)
     assert b'--device plain computes with float32' in run('--device', 'plain', '--activations', 8, '-n', 1, 'hello').stderr
+
+
+@pytest.mark.parametrize('device', ['cpu', 'auto'])
+def test_settings_of_a_gpu_on_the_cpu(odd, device):
+    """Each that is given is named, also where the CPU takes the place of a GPU that is missing."""
+    env = environment(GEMMA4_DEVICE=device, GEMMA4_HEAD='whole', GEMMA4_CUDA='', CUDA_VISIBLE_DEVICES='')
+    done = run('-m', odd, '-n', 1, '--expert-slots', 0, '--gpu-memory', 1, 'hello', env=env)
+    assert re.findall('warning: on the CPU (.*) has no effect', done.stderr.decode()) == ['--gpu-memory', '--expert-slots', 'GEMMA4_HEAD']
 
 
 def test_fp4_activations_on_the_cpu(puppet):
