@@ -1051,6 +1051,7 @@ static int run_with_engine(const Options *o, const char *dir, const Question *qu
     Engine e = {0};
     int bad = (!is_chat(o) && check_media(o, &media, err)) || open_engine(o, dir, &e, err);
     e.media = &media;
+    if (!bad) media.most_patches = model_weights(e.model)->tower.n_positions;
     if (bad) bad = -1;
     else if (is_chat(o)) bad = run_repl(&e, o->load, o->media, question->text.data, err);
     else if (o->jsonl) bad = run_jsonl(&e, stdin);

@@ -656,7 +656,7 @@ static int check_attached(const Options *o, NamedFile written) {
 static int check_written(const Options *o) {
     Buf save_cache = {0}, load_cache = {0};
     if (o->save) buf_printf(&save_cache, "%s.kv", o->save);
-    if (o->load) buf_printf(&load_cache, "%s.kv", o->load);
+    if (o->load && strcmp(o->load, "-")) buf_printf(&load_cache, "%s.kv", o->load);
     enum { N_WRITTEN = 6 };             /* the others are read */
     const NamedFile files[] = {
         {"--save", o->save}, {"--save", save_cache.data}, {"--cache", o->cache},

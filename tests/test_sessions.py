@@ -505,6 +505,13 @@ def test_conversation_over_several_calls(odd, tmp_path):
     assert str(tmp_path / 'none') in complaint(1, '-m', odd, '--load', tmp_path / 'none', 'and?')
 
 
+def test_conversation_on_stdin(odd, tmp_path):
+    """Has no cache beside it."""
+    (tmp_path / '-.kv').write_text('x')
+    done = run('-m', odd, '-n', 1, '--load', '-', 'and?', stdin='{"messages": []}', cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, b'gemma4: warning: the answer was cut: -n 1\n')
+
+
 def test_save_is_checked_before_the_answer(odd, tmp_path):
     (tmp_path / 'x.kv').mkdir()
     (tmp_path / 'loose').symlink_to(tmp_path / 'gone')
