@@ -549,13 +549,6 @@ static int check_utf8(const char *called, const char *text) {
     return good == n ? 0 : usage("%s: not UTF-8 at byte %zu", called, good);
 }
 
-/* Whether an option says how tokens are drawn, or how many. */
-static int samples(const Options *o) {
-    const SamplerParams *p = &o->sampling;
-    return p->temperature >= 0 || p->top_k >= 0 || p->top_p >= 0 || p->min_p >= 0 ||
-           p->repeat_penalty >= 0 || o->have_seed || o->max_tokens >= 0;
-}
-
 static int check_prompt(const Options *o) {
     int tokenizes = is_command(o, "tokenize"), scores = is_command(o, "score");
     if (o->question.len && o->command)
@@ -584,13 +577,33 @@ static int check_prompt(const Options *o) {
     if ((o->ignore_eos || o->print_ids) && (o->jsonl || o->command))
         return usage("--ignore-eos and --print-ids belong to a question (a request has "
                      "ignore_eos)");
-    if (samples(o) && o->command && !is_command(o, "bench"))
-        return usage("%s draws no tokens: -n and the options of sampling have no effect",
-                     o->command);
     if ((o->plain || o->decode) && !tokenizes)
         return usage("--plain and --decode belong to tokenize");
     if ((o->request_file || o->logits_file) && !scores)
         return usage("--request and --logits belong to score");
+    return 0;
+}
+
+/* Whether an option says how tokens are drawn. */
+static int samples(const Options *o) {
+    const SamplerParams *p = &o->sampling;
+    return p->temperature >= 0 || p->top_k >= 0 || p->top_p >= 0 || p->min_p >= 0 ||
+           p->repeat_penalty >= 0 || o->have_seed;
+}
+
+/* Refuses what has no effect on a command. */
+static int check_command(const Options *o) {
+    int benches = is_command(o, "bench");
+    int makes_prompt = is_command(o, "render") || is_command(o, "score");
+    if (!o->command) return 0;
+    if (samples(o) || (o->max_tokens >= 0 && !benches))
+        return usage("%s draws no tokens: %sthe options of sampling have no effect", o->command,
+                     benches ? "" : "-n and ");
+    if (o->max_tokens == 0 || o->max_tokens == 1)
+        return usage("bench -n %d: a rate of decoding needs two tokens", o->max_tokens);
+    if (o->system && !makes_prompt) return usage("-s: %s makes no prompt", o->command);
+    if (o->think && !makes_prompt && !is_command(o, "parse"))
+        return usage("--think: %s makes no prompt", o->command);
     return 0;
 }
 
@@ -741,6 +754,7 @@ static int check_kernels(void) {
 int check_options(Options *o) {
     if (check_kernels()) return 2;
     int status = check_prompt(o);
+    if (!status) status = check_command(o);
     if (!status) status = check_tool_options(o);
     if (!status) status = check_output(o);
     if (!status) status = check_written(o);

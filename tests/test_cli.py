@@ -489,6 +489,8 @@ def test_empty_prompt(odd):
     ('--tools - --json-schema - hello', 'only one option'), ('-f - --load - hello', 'only one option'), ('--temperature 200 hello', '--temperature 200'),
     ('-p a -p b', '-p is given twice'), ('-s a --system b hello', '-s is given twice'), ('--load f --load f hello', '--load is given twice'),
     ('--ids f --ids=g', '--ids is given twice'),
+    ('info -s x', '-s: info makes'), ('tokenize --think', '--think: tokenize makes'), ('parse -s x', '-s: parse makes'),
+    ('bench --temp 1', 'bench draws no tokens: the'), ('bench -n 1', 'bench -n 1: a rate'),
     ('--top 3 hello', '--top'), ('--jsonl --ignore-eos', '--ignore-eos'), ('--jsonl --print-ids', '--print-ids'),
 ])
 def test_wrong_usage(odd, call, word):
