@@ -538,7 +538,13 @@ static int command_with_file(Repl *r, Command command, const char *name, const c
 static void command(Repl *r, char *line) {
     const char *rest = split_command(line);
     Command command = command_named(line);
+    int takes_none = command == NEW || command == RETRY || command == UNDO || command == TOOLS ||
+                     command == STATS || command == QUIT;
     Error err = {""};
+    if (takes_none && *rest) {
+        note("gemma4: %s takes nothing behind it: %s\n", line, rest);
+        return;
+    }
     switch (command) {
     case NEW:
         new_conversation(r);

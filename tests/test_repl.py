@@ -269,6 +269,12 @@ def test_paths_as_they_are_typed(chat, puppet, tmp_path):
         assert c.say('/%s -' % name) == 'gemma4: /%s -: stdin is the chat' % name
 
 
+@pytest.mark.parametrize('line', ['/new 1', '/retry 2', '/undo 3', '/bye all'])
+def test_commands_that_take_nothing(chat, puppet, line):
+    name, rest = line.split()
+    assert chat(puppet).say(line) == 'gemma4: %s takes nothing behind it: %s' % (name, rest)
+
+
 def test_completion_of_settings(chat, puppet):
     c = chat(puppet)
     c.child.send('/set te\t0\r')
