@@ -491,7 +491,7 @@ int run_bench(const Engine *e, const BenchOptions *o, Error *err) {
     Prompt prompt = {0};
     Buf out = {0};
     if (b.session->context < 128)
-        return fail(err, "bench: a context of %lld is too small (-c)",
+        return fail(err, "bench: a context of %lld is too small: 128 at least (-c)",
                     (long long)b.session->context);
     /* The plot's file is opened before the benchmark, which may take an hour. */
     int bad = o->plot_file ? new_open_output(&b.plot, o->plot_file, err) : 0;

@@ -794,7 +794,7 @@ static int read_arguments(CallReader *r, const cJSON *tools) {
  * Returns 1; 0: the text is none. */
 static int read_as_json(CallReader *r, Buf *name) {
     static const char *const fields[] = {"arguments", "parameters", "args"};
-    const char *from = r->p, *given, *twice;
+    const char *from = r->p, *given;
     const cJSON *arguments = NULL;
     while (from < r->end && is_blank(*from)) from++;
     if (r->end - from > 5 && !memcmp(from, "call:", 5)) from += 5;
@@ -803,8 +803,7 @@ static int read_as_json(CallReader *r, Buf *name) {
     cJSON *whole = json_object(from, n, NULL);
     for (int i = 0; i < 3 && !arguments; i++) arguments = json_field(whole, fields[i]);
     given = json_string(whole, "name");
-    twice = whole ? json_key_twice(whole) : NULL;
-    int is_call = given && is_name(given, strlen(given)) && !twice && cJSON_IsObject(arguments);
+    int is_call = given && is_name(given, strlen(given)) && cJSON_IsObject(arguments);
     if (is_call) {
         char *text = json_text(arguments);
         buf_puts(name, given);

@@ -129,9 +129,28 @@ static void reserve_scratch(Device *d, Sizes s) {
 
 const char *cpu_kernel_name(void) { return choose_kernels()->name; }
 
-int cpu_rounds_to_8(void) {
+/* Whether one of the n matrices is of a format that panels8 gives activations of 8 bits. */
+static int meets_8(const PanelKernels *panels8, const Weight *w, int n) {
+    int any = 0;
+    for (int i = 0; i < n; i++) {
+        int is_int8 = w[i].dtype == DT_I32 && w[i].bits == 8;
+        any |= w[i].dtype == DT_U8 || (w[i].dtype == DT_I32 && !(is_int8 && panels8->no_int8));
+    }
+    return any;
+}
+
+int cpu_rounds_to_8(const Config *c, const Weights *w) {
     const Kernels *kn = choose_kernels();
-    return kn->panels8 || kn->gemm;
+    int any = kn->gemm != NULL;
+    for (int i = 0; i < c->n_layers && kn->panels8; i++) {
+        const Layer *l = &w->layer[i];
+        const Weight dense[] = {l->q, l->k, l->v, l->o, l->gate, l->up, l->down};
+        any |= meets_8(kn->panels8, dense, 7) ||
+               meets_8(kn->panels8, l->expert_gate, c->n_experts) ||
+               meets_8(kn->panels8, l->expert_up, c->n_experts) ||
+               meets_8(kn->panels8, l->expert_down, c->n_experts);
+    }
+    return any;
 }
 
 static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *o, Error *err) {
@@ -151,7 +170,7 @@ static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *
     d->kernel = choose_kernels();
     int exact = o->exact || o->activations == 32;
     d->rounds_activations = d->kernel->nvfp4 && !exact;
-    d->rounds_to_8 = o->activations == 8 && !exact && cpu_rounds_to_8();
+    d->rounds_to_8 = o->activations == 8 && !exact && cpu_rounds_to_8(c, w);
     if (!exact) d->panels = d->rounds_to_8 ? d->kernel->panels8 : d->kernel->panels;
     d->max_n = o->max_n;
     d->target = o->target;

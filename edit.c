@@ -595,7 +595,12 @@ static void add_names(Completion *c, const char *const *name) {
 /* Adds the files that a typed path may become. */
 static void add_files(Completion *c, const char *path) {
     const char *slash = strrchr(path, '/');
+    const char *home = strncmp(path, "~/", 2) ? NULL : getenv("HOME");
     Buf dir = {0}, full = {0};
+    if (home) {
+        buf_puts(&dir, home);
+        path++;
+    }
     if (slash) buf_add(&dir, path, (size_t)(slash - path) + 1);
     else buf_puts(&dir, "./");
     c->word = slash ? slash + 1 : path;

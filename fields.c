@@ -29,11 +29,7 @@ cJSON *load_json(const char *dir, const char *name, Buf *path, int optional, Err
         buf_free(&text);
     }
     unmap_file(map, n);
-    const char *twice = json ? json_key_twice(json) : NULL;
-    if (!twice) return json;
-    fail(err, "%s: %s stands twice", path->data, twice);
-    cJSON_Delete(json);
-    return NULL;
+    return json;
 }
 
 int typed(const Fields *f, const char *name, int type, const cJSON **out) {
@@ -84,10 +80,11 @@ int number(const Fields *f, const char *name, double min, double max, double oth
         return fail(f->err, "%s: %s%s is not a number", f->file, f->where, name);
     double x = v->valuedouble;
     if (min == max && x != min)
-        return fail(f->err, "%s: %s%s is %g, must be %g", f->file, f->where, name, x, min);
+        return fail(f->err, "%s: %s%s is %.40s, must be %g", f->file, f->where, name,
+                    v->valuestring, min);
     if (!(x >= min && x <= max))
-        return fail(f->err, "%s: %s%s is %g, must be %g to %g", f->file, f->where, name, x, min,
-                    max);
+        return fail(f->err, "%s: %s%s is %.40s, must be %g to %g", f->file, f->where, name,
+                    v->valuestring, min, max);
     *out = x;
     return 0;
 }

@@ -303,6 +303,11 @@ int json_has_lone_surrogate(const char *text, size_t n) {
 }
 
 cJSON *json_value(const char *text, size_t n, Error *err) {
+    size_t good = utf8_until(text, n);
+    if (good < n) {
+        fail(err, "not UTF-8 at byte %zu", good);
+        return NULL;
+    }
     char *mended = without_lone_surrogates(text, n);
     cJSON *v = parse_value(mended ? mended : text, n, err);
     free(mended);
@@ -311,8 +316,10 @@ cJSON *json_value(const char *text, size_t n, Error *err) {
 
 cJSON *json_object(const char *text, size_t n, Error *err) {
     cJSON *v = json_value(text, n, err);
-    if (!v || cJSON_IsObject(v)) return v;
-    fail(err, "not a JSON object");
+    const char *twice = v ? json_key_twice(v) : NULL;
+    if (twice) fail(err, "%s stands twice", twice);
+    else if (!v || cJSON_IsObject(v)) return v;
+    else fail(err, "not a JSON object");
     cJSON_Delete(v);
     return NULL;
 }

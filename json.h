@@ -69,13 +69,15 @@ int str_is(Str s, const char *text);
  * frees with cJSON_Delete.  The tree may hold a million values.  The valuestring of a number is
  * its text, because a double does not tell 1 from 1.0 or 2^53 from 2^53 + 1.  Lone surrogates
  * (\ud800) become U+FFFD.  NULL with err, which does not name the file.  It names the byte,
- * counted from 0, at which the text stops being the beginning of any JSON, or the end. */
+ * counted from 0, that is not UTF-8 or at which the text stops being the beginning of any JSON, or
+ * the end. */
 cJSON *json_value(const char *text, size_t n, Error *err);
 
 /* Whether a text of JSON has a lone surrogate, which json_value replaces. */
 int json_has_lone_surrogate(const char *text, size_t n);
 
-/* json_value of a text whose value must be an object. */
+/* json_value of a text whose value must be an object without a key that stands twice in it
+ * (json_key_twice). */
 cJSON *json_object(const char *text, size_t n, Error *err);
 
 /* A tree as JSON, with its numbers as they were written; the caller frees it with free. */

@@ -140,6 +140,7 @@ typedef struct {
     void (*pack)(const float *x, int from, int to, int cols, uint8_t *packed);
     /* sum[t][r] = W[r] . x[t] for all rows and tokens. */
     void (*multiply)(const PanelRows *w, PanelTokens x, float (*sum)[PANEL_ROWS]);
+    int no_int8;                        /* 1: for INT8 `multiply` takes 16 bits all the same */
 } PanelKernels;
 
 typedef struct {

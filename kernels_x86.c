@@ -1636,12 +1636,12 @@ AVX512 INLINE __m512i dot_avx512(int BITS, __m512i n, __m512i w, __m512i x) {
 
 /* ---- the sets without AMX ---- */
 
-static const PanelKernels of_avx2 = {16, RECORD(16), pack_panels, panels_avx2};
-static const PanelKernels of_avx2_with_8 = {8, BOTH, pack_panels8, panels8_avx2};
-static const PanelKernels of_avx2_vnni = {16, RECORD(16), pack_panels, panels_avx2_vnni};
-static const PanelKernels of_avx2_vnni_with_8 = {8, BOTH, pack_panels8, panels8_avx2_vnni};
-static const PanelKernels of_avx512 = {16, RECORD(16), pack_panels, panels_avx512};
-static const PanelKernels of_avx512_with_8 = {8, BOTH, pack_panels8, panels8_avx512};
+static const PanelKernels of_avx2 = {16, RECORD(16), pack_panels, panels_avx2, 0};
+static const PanelKernels of_avx2_with_8 = {8, BOTH, pack_panels8, panels8_avx2, 1};
+static const PanelKernels of_avx2_vnni = {16, RECORD(16), pack_panels, panels_avx2_vnni, 0};
+static const PanelKernels of_avx2_vnni_with_8 = {8, BOTH, pack_panels8, panels8_avx2_vnni, 0};
+static const PanelKernels of_avx512 = {16, RECORD(16), pack_panels, panels_avx512, 0};
+static const PanelKernels of_avx512_with_8 = {8, BOTH, pack_panels8, panels8_avx512, 0};
 
 const Kernels kernels_avx2 = {AVX2_KERNELS, .name = "avx2", .panels = &of_avx2,
                               .panels8 = &of_avx2_with_8};

@@ -211,7 +211,9 @@ static int read_tools(const Options *o, Engine *e, Error *err) {
     Buf unknown = {0};
     Error why;
     if (!json) return -1;
-    e->tools = tools_read(json, &why);
+    const char *twice = json_key_twice(json);
+    if (twice) fail(&why, "%s stands twice", twice);
+    else e->tools = tools_read(json, &why);
     if (e->tools) tools_unknown(json, &unknown);
     if (unknown.len)
         remark("gemma4: warning: %s: unknown fields have no effect: %s\n", name, unknown.data);
@@ -267,20 +269,30 @@ static int check_activations(const Options *o, Error *err) {
 
 /* Warns where --activations 8 has no effect on this CPU.  It is asked for as a matter of speed, so
  * the program answers all the same. */
-static void warn_of_activations(const Options *o, const Ops *ops) {
+static void warn_of_activations(const Options *o, const Model *m, const Ops *ops) {
+    ModelInfo info;
+    model_info(m, &info);
     const char *why = NULL;
     if (o->activations != 8) return;
     if (ops == &plain_ops) why = "--device plain computes with float32";
-    else if (!cpu_rounds_to_8()) why = "this CPU's kernels have none, so it has no effect";
+    else if (!cpu_rounds_to_8(info.config, model_weights(m)))
+        why = "this CPU's kernels have none for the formats of this model, so it has no effect";
     if (why) remark("gemma4: --activations %d: %s\n", o->activations, why);
 }
 
-/* Warns where options that divide a model between the GPU and the CPU have no effect. */
-static void warn_of_gpu_options(const Options *o) {
-    if (o->gpu_memory > 0 || o->cpu_experts != CPU_EXPERTS_AUTO ||
-        o->expert_slots != EXPERT_SLOTS_AUTO)
-        remark("gemma4: warning: on the CPU --gpu-memory, --cpu-experts and --expert-slots have no "
-               "effect\n");
+/* Warns of settings of a GPU, which have no effect on the CPU. */
+static void warn_of_gpu_settings(const Options *o) {
+    const char *switches = getenv("GEMMA4_CUDA"), *head = getenv("GEMMA4_HEAD");
+    const struct { const char *name; int is_given; } setting[] = {
+        {"--gpu-memory", o->gpu_memory > 0},
+        {"--cpu-experts", o->cpu_experts != CPU_EXPERTS_AUTO},
+        {"--expert-slots", o->expert_slots != EXPERT_SLOTS_AUTO},
+        {"GEMMA4_CUDA", switches && *switches},
+        {"GEMMA4_HEAD", head && *head},
+    };
+    for (size_t i = 0; i < sizeof setting / sizeof *setting; i++)
+        if (setting[i].is_given)
+            remark("gemma4: warning: on the CPU %s has no effect\n", setting[i].name);
 }
 
 /* Opens a session on the device that is named.  For `auto` that is the GPU, if there is one that
@@ -304,9 +316,10 @@ static int open_session(const Options *o, Engine *e, Error *err) {
         if (s.ops || stderr_is_terminal) remark("gemma4: %s: using the CPU\n", why.text);
 #endif
     }
+    /* Where a GPU has no room for the session, its settings had the effect to say so. */
+    if (host_ops(o) || !s.ops) warn_of_gpu_settings(o);
     s.ops = host_ops(o) ? host_ops(o) : &cpu_ops;
-    warn_of_activations(o, s.ops);
-    if (host_ops(o)) warn_of_gpu_options(o);
+    warn_of_activations(o, e->model, s.ops);
     warn_of_memory(e->model);
     return (e->session = session_new(e->model, &s, err)) ? 0 : -1;
 }
@@ -919,6 +932,7 @@ static int run_with_engine(const Options *o, const char *dir, const Question *qu
     Engine e = {0};
     int bad = (!is_chat(o) && check_media(o, &media, err)) || open_engine(o, dir, &e, err);
     e.media = &media;
+    if (!bad) media.most_patches = model_weights(e.model)->tower.n_positions;
     if (bad) bad = -1;
     else if (is_chat(o)) bad = run_repl(&e, o->load, o->media, question->text.data, err);
     else if (o->jsonl) bad = run_jsonl(&e, stdin);

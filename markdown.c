@@ -207,6 +207,45 @@ static Finding find_mark(const Piece *p, size_t at, Marked *m) {
     }
 }
 
+/* How many bytes at the beginning of the line are marks of quotes, > perhaps with a blank.
+ * *depth: how many marks. */
+static size_t count_quotes(const char *line, size_t n, int *depth) {
+    size_t at = 0;
+    for (*depth = 0; at < n && line[at] == '>'; ++*depth)
+        at += 1 + (size_t)(at + 1 < n && line[at + 1] == ' ');
+    return at;
+}
+
+static void put_bars(int depth, Buf *out) {
+    for (; depth > 0; depth--) buf_puts(out, "│ ");
+}
+
+/* Puts out the newline text[0] and, in a quote, bars in place of the marks at the beginning of the
+ * next line.  Returns how many of the n bytes it took. */
+static size_t put_newline(const char *text, size_t n, unsigned style, Buf *out) {
+    size_t used = 1;
+    int depth = 0;
+    if (style & QUOTED) {
+        used += count_quotes(text + 1, n - 1, &depth);
+        change_style(style, 0, out);
+    }
+    buf_puts(out, "\n");
+    put_bars(depth, out);
+    if (style & QUOTED) put_style(style, out);
+    return used;
+}
+
+/* Puts out text without marks but those of a quote. */
+static void put_text(const char *text, size_t n, unsigned style, Buf *out) {
+    for (size_t i = 0; i < n;) {
+        const char *newline = memchr(text + i, '\n', n - i);
+        size_t part = newline ? (size_t)(newline - text) - i : n - i;
+        buf_add(out, text + i, part);
+        i += part;
+        if (newline) i += put_newline(newline, n - i, style, out);
+    }
+}
+
 static size_t put_inline(const Piece *p, unsigned style, Buf *out);
 
 /* Puts out the marked text.  style: of the text around it. */
@@ -214,7 +253,7 @@ static void put_marked(const Piece *p, const Marked *m, unsigned style, Buf *out
     const Piece inside = {p->text + m->inside, m->n_inside, 1, p->text[m->inside - 1]};
     int is_plain = m->style == CODE || !m->style;
     change_style(style, style | m->style, out);
-    if (is_plain) buf_add(out, inside.text, inside.n);
+    if (is_plain) put_text(inside.text, inside.n, style | m->style, out);
     else put_inline(&inside, style | m->style, out);
     change_style(style | m->style, style, out);
     if (!m->n_url) return;
@@ -234,6 +273,10 @@ static size_t put_inline(const Piece *p, unsigned style, Buf *out) {
         if (found == IS_MARK) {
             put_marked(p, &m, style, out);
             i = m.end;
+            continue;
+        }
+        if (p->text[i] == '\n') {
+            i += put_newline(p->text + i, p->n - i, style, out);
             continue;
         }
         /* Where a run of marks is text, all of it is. */
@@ -340,7 +383,7 @@ static void put_blanks(int n, Buf *out) {
 typedef struct {
     const char **line;                  /* [rows] the lines, without newlines */
     size_t *n;                          /* [rows] their bytes */
-    int rows, columns;                  /* columns: as many as the head has */
+    int rows, columns;                  /* columns: as many as the row with most cells has */
     Cell *cell;                         /* [rows][columns]; row 1, the delimiter row, is empty */
     int *width;                         /* [columns] the widest cell */
 } Table;
@@ -398,27 +441,30 @@ static void find_lines(Table *t, const Buf *text) {
     } while (at < text->len);
 }
 
-/* Puts out the table.  Its lines come out as they are where the table is wider than the terminal,
- * or has a row with more cells than its head. */
+/* Puts out the table.  Its lines come out as they are where the table is wider than the
+ * terminal. */
 static void put_table(const Buf *text, int columns, Buf *out) {
     Table t = {0};
     find_lines(&t, text);
-    t.columns = count_cells(t.line[0], t.n[0]);
-    t.cell = xcalloc((int64_t)t.rows * t.columns, sizeof *t.cell);
-    t.width = xcalloc(t.columns, sizeof *t.width);
-    fill_cells(&t);
-    int width = 3 * (t.columns - 1), fits = 1;
-    for (int i = 0; i < t.columns; i++) width += t.width[i];
-    for (int i = 0; i < t.rows; i++) fits &= count_cells(t.line[i], t.n[i]) <= t.columns;
-    if (width > columns) fits = 0;
-    for (int row = 0; row < t.rows && fits; row++) {
+    for (int i = 0; i < t.rows; i++) {
+        int n = count_cells(t.line[i], t.n[i]);
+        if (n > t.columns) t.columns = n;
+    }
+    int width = 3 * (t.columns - 1), n_cells = width > columns ? 0 : t.rows * t.columns;
+    if (n_cells) {
+        t.cell = xcalloc(n_cells, sizeof *t.cell);
+        t.width = xcalloc(t.columns, sizeof *t.width);
+        fill_cells(&t);
+        for (int i = 0; i < t.columns; i++) width += t.width[i];
+    }
+    for (int row = 0; row < t.rows && width <= columns; row++) {
         if (row) buf_puts(out, "\n");
         if (row == 1) put_rule(&t, out);
         else put_row(&t, row, out);
     }
-    if (!fits) buf_add(out, text->data, text->len);
+    if (width > columns) buf_add(out, text->data, text->len);
     else if (text->data[text->len - 1] == '\n') buf_puts(out, "\n");
-    for (int i = 0; i < t.rows * t.columns; i++) buf_free(&t.cell[i].text);
+    for (int i = 0; i < n_cells; i++) buf_free(&t.cell[i].text);
     free(t.line);
     free(t.n);
     free(t.cell);
@@ -513,13 +559,6 @@ static void put_item(const char *line, size_t used, Buf *out) {
     else buf_puts(out, "• ");
 }
 
-/* How many bytes at the beginning of the line are marks of quotes, > perhaps with a blank. */
-static size_t count_quotes(const char *line, size_t n) {
-    size_t at = 0;
-    while (at < n && line[at] == '>') at += 1 + (size_t)(at + 1 < n && line[at + 1] == ' ');
-    return at;
-}
-
 /* Finds the kind of the line, sets its style, and puts out what stands in place of its mark.
  * *used: bytes of the line that are the mark.  is_whole: no more of the line will come.
  * Returns IS_TEXT: the rest of the line is text of that style; or UNDECIDED: more bytes are needed,
@@ -548,10 +587,11 @@ static Finding line_begin(Markdown *m, const char *line, size_t n, int is_whole,
     }
     *used = 0;
     if (n && line[0] == '>') {
-        size_t at = count_quotes(line, n);
+        int depth;
+        size_t at = count_quotes(line, n, &depth);
         if (at == n && !is_whole) return UNDECIDED;
-        for (; *used < at; ++*used)
-            if (line[*used] == '>') buf_puts(out, "│ ");
+        *used = at;
+        put_bars(depth, out);
         m->style = DIM | QUOTED;
         return IS_TEXT;
     }
@@ -612,11 +652,11 @@ static void finish_line(Markdown *m, int has_newline, Buf *out) {
     m->next = 0;
 }
 
-/* The line in m->held is complete.  Where its style is plain, its end, and what stands behind an
- * open mark, wait in m->held for the next line. */
+/* The line in m->held is complete.  Where it is plain or in a quote, its end, and what stands
+ * behind an open mark, wait in m->held for the next line. */
 static void end_line(Markdown *m, Buf *out) {
     begin_line(m, 1, out);
-    if (m->style) {
+    if (m->style && !(m->style & QUOTED)) {
         finish_line(m, 1, out);
         return;
     }
@@ -696,6 +736,18 @@ static int find_head(const Markdown *m, const char *row, size_t n, Buf *head) {
     return is_head;
 }
 
+/* Whether a paragraph may go on in this line: in a quote behind as many marks as in its first
+ * line. */
+static Finding find_further(const Markdown *m, const char *line, size_t n, int is_whole) {
+    int depth, wanted;
+    if (!(m->style & QUOTED)) return find_paragraph(line, n, is_whole);
+    size_t used = count_quotes(line, n, &depth);
+    (void)count_quotes(m->line.data, m->line.len, &wanted);
+    if (depth < wanted && used == n && !is_whole) return UNDECIDED;
+    if (depth != wanted) return IS_TEXT;
+    return find_paragraph(line + used, n - used, is_whole);
+}
+
 /* Decides what the line that begins at m->next is to the line before it: its paragraph goes on, or
  * it was the head of a table, or it has ended.  is_whole: no more of the line will come.
  * Returns 0 where more bytes are needed. */
@@ -705,7 +757,7 @@ static int join_line(Markdown *m, int is_whole, Buf *out) {
     buf_add(&line, m->held.data + m->next, m->held.len - m->next);
     int may_be_delimiter = strspn(line.data, "-:| \t") == line.len;
     int is_head = is_whole && may_be_delimiter && find_head(m, line.data, line.len, &head);
-    if (is_whole || !may_be_delimiter) found = find_paragraph(line.data, line.len, is_whole);
+    if (is_whole || !may_be_delimiter) found = find_further(m, line.data, line.len, is_whole);
     if (is_head || found == IS_TEXT) {
         m->held.len = m->next - 1;
         finish_line(m, !is_head, out);

@@ -323,6 +323,14 @@ static Media *decode(MediaStore *s, const Source *from, int is_video, uint64_t k
     return m;
 }
 
+/* Whether the model takes pictures so wide and high: 0, or -1 with err. */
+static int check_sides(const MediaStore *s, const Media *m, Error *err) {
+    const Picture *p = m->picture;      /* the frames of a video have the same size */
+    if (!s->most_patches || (p->columns <= s->most_patches && p->rows <= s->most_patches)) return 0;
+    return fail(err, "a picture of %d x %d patches: this model has positions for %d a side",
+                p->columns, p->rows, s->most_patches);
+}
+
 /* The image or video that a URL names, from the store or the file.  The store owns it.  The name of
  * the file, for messages, is added to *name.  NULL with err. */
 static Media *load(MediaStore *s, const char *url, int is_video, Buf *name, Error *err) {
@@ -335,6 +343,7 @@ static Media *load(MediaStore *s, const char *url, int is_video, Buf *name, Erro
         for (int i = 0; i < s->n; i++)
             if (s->item[i]->key == key) m = s->item[i];
         if (!m) m = decode(s, &from, is_video, key, &why);
+        if (m && check_sides(s, m, &why)) m = NULL;
         if (!m) fail(err, "%s: %s", name->data, why.text);
     }
     if (m) m->used = s->now++;

@@ -25,6 +25,7 @@ typedef struct Media {
 typedef struct {
     int image_tokens;                   /* most soft tokens of an image: 70, 140, 280, 560, 1120 */
     int video_frames;                   /* most frames of a video, of VIDEO_TOKENS at most each */
+    int most_patches;                   /* most a side of a picture, 0: not known yet */
     int placeholders;                   /* a part without a file: 1: one placeholder; 0: an error */
     Media **item;                       /* [n], owned */
     int n;

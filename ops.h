@@ -327,9 +327,9 @@ typedef struct {
 
 extern const Ops cpu_ops;
 
-/* Whether this machine's kernels can round the activations of many tokens to 8 bits, or, with AMX,
- * to BF16. */
-int cpu_rounds_to_8(void);
+/* Whether this machine's kernels can round the activations of many tokens to 8 bits for one of
+ * these matrices, or, with AMX, to BF16 for all. */
+int cpu_rounds_to_8(const Config *c, const Weights *w);
 
 /* The name of the kernels that cpu_ops computes with: "avx512" and the like (GEMMA4_CPU). */
 const char *cpu_kernel_name(void);

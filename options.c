@@ -156,6 +156,7 @@ static int parse_word(const char *name, const char *text, const char *const *wor
  * return as parse_options does. */
 
 static int take_system(Options *o, const char *text) {
+    if (o->system) return usage("-s is given twice");
     o->system = *text ? text : NULL;
     return 0;
 }
@@ -277,6 +278,7 @@ static int take_version(Options *o, const char *text) {
 typedef enum {
     FLAG,                               /* without a value: an int becomes 1 */
     TEXT,                               /* with a value, which a const char * points to */
+    ONCE,                               /* the same, but a second one is refused */
     WHOLE, REAL,                        /* with a value from min to max: an int, a float */
     ASKS, TAKES,                        /* without a value, with one: `take` is called */
     FILE_OR_FLAG,                       /* --ids, the only one: see take_ids */
@@ -296,7 +298,7 @@ typedef struct {
 static const OptionRow rows[] = {
     {"model", 'm', TEXT, AT(model), 0, 0, NULL},
     {"lora", 0, TAKES, 0, 0, 0, take_lora},
-    {"prompt", 'p', TEXT, AT(prompt), 0, 0, NULL},
+    {"prompt", 'p', ONCE, AT(prompt), 0, 0, NULL},
     {"system", 's', TAKES, 0, 0, 0, take_system},
     {"file", 'f', TAKES, 0, 0, 0, take_file},
     {"image", 'i', TAKES, 0, 0, 0, take_image},
@@ -325,21 +327,21 @@ static const OptionRow rows[] = {
     {"fp4-activations", 0, FLAG, AT(fp4_activations), 0, 0, NULL},
     {"draft", 0, TEXT, AT(draft), 0, 0, NULL},
     {"draft-tokens", 0, WHOLE, AT(draft_tokens), 0, MAX_DRAFTS, NULL},
-    {"draft-log", 0, TEXT, AT(draft_log), 0, 0, NULL},
+    {"draft-log", 0, ONCE, AT(draft_log), 0, 0, NULL},
     {"think", 0, FLAG, AT(think), 0, 0, NULL},
     {"think-tokens", 0, TAKES, 0, 0, 0, take_think_tokens},
-    {"tools", 0, TEXT, AT(tools), 0, 0, NULL},
-    {"run-tools", 0, TEXT, AT(run_tools), 0, 0, NULL},
+    {"tools", 0, ONCE, AT(tools), 0, 0, NULL},
+    {"run-tools", 0, ONCE, AT(run_tools), 0, 0, NULL},
     {"yes", 0, FLAG, AT(yes), 0, 0, NULL},
-    {"json-schema", 0, TEXT, AT(json_schema), 0, 0, NULL},
+    {"json-schema", 0, ONCE, AT(json_schema), 0, 0, NULL},
     {"raw", 0, FLAG, AT(raw), 0, 0, NULL},
     {"ids", 0, FILE_OR_FLAG, 0, 0, 0, NULL},
     {"print-ids", 0, FLAG, AT(print_ids), 0, 0, NULL},
     {"ignore-eos", 0, FLAG, AT(ignore_eos), 0, 0, NULL},
     {"stats", 0, FLAG, AT(stats), 0, 0, NULL},
-    {"cache", 0, TEXT, AT(cache), 0, 0, NULL},
-    {"load", 0, TEXT, AT(load), 0, 0, NULL},
-    {"save", 0, TEXT, AT(save), 0, 0, NULL},
+    {"cache", 0, ONCE, AT(cache), 0, 0, NULL},
+    {"load", 0, ONCE, AT(load), 0, 0, NULL},
+    {"save", 0, ONCE, AT(save), 0, 0, NULL},
     {"quiet", 'q', ASKS, 0, 0, 0, take_quiet},
     {"no-markdown", 0, FLAG, AT(no_markdown), 0, 0, NULL},
     {"raw-output", 0, ASKS, 0, 0, 0, take_raw_output},
@@ -349,14 +351,14 @@ static const OptionRow rows[] = {
     {"plain", 0, FLAG, AT(plain), 0, 0, NULL},
     {"decode", 0, FLAG, AT(decode), 0, 0, NULL},
     {"open-thought", 0, FLAG, AT(open_thought), 0, 0, NULL},
-    {"text", 0, TEXT, AT(text_file), 0, 0, NULL},
-    {"request", 0, TEXT, AT(request_file), 0, 0, NULL},
+    {"text", 0, ONCE, AT(text_file), 0, 0, NULL},
+    {"request", 0, ONCE, AT(request_file), 0, 0, NULL},
     {"top", 0, WHOLE, AT(top), 0, 1000, NULL},
-    {"logits", 0, TEXT, AT(logits_file), 0, 0, NULL},
+    {"logits", 0, ONCE, AT(logits_file), 0, 0, NULL},
     {"summary", 0, FLAG, AT(summary), 0, 0, NULL},
-    {"reference", 0, TEXT, AT(reference_file), 0, 0, NULL},
+    {"reference", 0, ONCE, AT(reference_file), 0, 0, NULL},
     {"scenario", 0, TEXT, AT(scenario), 0, 0, NULL},
-    {"plot", 0, TEXT, AT(plot_file), 0, 0, NULL},
+    {"plot", 0, ONCE, AT(plot_file), 0, 0, NULL},
     {"json", 0, FLAG, AT(json), 0, 0, NULL},
     {"help", 'h', ASKS, 0, 0, 0, take_help},
     {"version", 0, ASKS, 0, 0, 0, take_version},
@@ -407,6 +409,7 @@ static const OptionRow *row_of(int c) {
 static int take_ids(Options *o, int argc, char **argv) {
     o->ids = 1;
     if (is_command(o, "render")) return 0;
+    if (o->ids_file) return usage("--ids is given twice");
     o->ids_file = optarg;
     if (!optarg && optind < argc) o->ids_file = argv[optind++];
     return o->ids_file ? 0 : usage("--ids needs a file");
@@ -420,8 +423,10 @@ static int take_option(Options *o, const OptionRow *row, const char *text) {
     const char *called = row->letter ? letter : name;
     int may_be_empty = row->letter == 'p' || row->letter == 's';
     if (text && !*text && !may_be_empty) return usage("%s needs a value", called);
+    if (row->kind == ONCE && *(const char **)value) return usage("%s is given twice", called);
     switch (row->kind) {
     case FLAG: *(int *)value = 1; return 0;
+    case ONCE:
     case TEXT: *(const char **)value = text; return 0;
     case WHOLE: return parse_whole(called, text, row->min, row->max, value);
     case REAL: return parse_real(called, text, row->min, row->max, value);
@@ -544,13 +549,6 @@ static int check_utf8(const char *called, const char *text) {
     return good == n ? 0 : usage("%s: not UTF-8 at byte %zu", called, good);
 }
 
-/* Whether an option says how tokens are drawn, or how many. */
-static int samples(const Options *o) {
-    const SamplerParams *p = &o->sampling;
-    return p->temperature >= 0 || p->top_k >= 0 || p->top_p >= 0 || p->min_p >= 0 ||
-           p->repeat_penalty >= 0 || o->have_seed || o->max_tokens >= 0;
-}
-
 static int check_prompt(const Options *o) {
     int tokenizes = is_command(o, "tokenize"), scores = is_command(o, "score");
     if (o->question.len && o->command)
@@ -579,13 +577,33 @@ static int check_prompt(const Options *o) {
     if ((o->ignore_eos || o->print_ids) && (o->jsonl || o->command))
         return usage("--ignore-eos and --print-ids belong to a question (a request has "
                      "ignore_eos)");
-    if (samples(o) && o->command && !is_command(o, "bench"))
-        return usage("%s draws no tokens: -n and the options of sampling have no effect",
-                     o->command);
     if ((o->plain || o->decode) && !tokenizes)
         return usage("--plain and --decode belong to tokenize");
     if ((o->request_file || o->logits_file) && !scores)
         return usage("--request and --logits belong to score");
+    return 0;
+}
+
+/* Whether an option says how tokens are drawn. */
+static int samples(const Options *o) {
+    const SamplerParams *p = &o->sampling;
+    return p->temperature >= 0 || p->top_k >= 0 || p->top_p >= 0 || p->min_p >= 0 ||
+           p->repeat_penalty >= 0 || o->have_seed;
+}
+
+/* Refuses what has no effect on a command. */
+static int check_command(const Options *o) {
+    int benches = is_command(o, "bench");
+    int makes_prompt = is_command(o, "render") || is_command(o, "score");
+    if (!o->command) return 0;
+    if (samples(o) || (o->max_tokens >= 0 && !benches))
+        return usage("%s draws no tokens: %sthe options of sampling have no effect", o->command,
+                     benches ? "" : "-n and ");
+    if (o->max_tokens == 0 || o->max_tokens == 1)
+        return usage("bench -n %d: a rate of decoding needs two tokens", o->max_tokens);
+    if (o->system && !makes_prompt) return usage("-s: %s makes no prompt", o->command);
+    if (o->think && !makes_prompt && !is_command(o, "parse"))
+        return usage("--think: %s makes no prompt", o->command);
     return 0;
 }
 
@@ -651,7 +669,7 @@ static int check_attached(const Options *o, NamedFile written) {
 static int check_written(const Options *o) {
     Buf save_cache = {0}, load_cache = {0};
     if (o->save) buf_printf(&save_cache, "%s.kv", o->save);
-    if (o->load) buf_printf(&load_cache, "%s.kv", o->load);
+    if (o->load && strcmp(o->load, "-")) buf_printf(&load_cache, "%s.kv", o->load);
     enum { N_WRITTEN = 6 };             /* the others are read */
     const NamedFile files[] = {
         {"--save", o->save}, {"--save", save_cache.data}, {"--cache", o->cache},
@@ -736,6 +754,7 @@ static int check_kernels(void) {
 int check_options(Options *o) {
     if (check_kernels()) return 2;
     int status = check_prompt(o);
+    if (!status) status = check_command(o);
     if (!status) status = check_tool_options(o);
     if (!status) status = check_output(o);
     if (!status) status = check_written(o);

@@ -353,14 +353,6 @@ static int command_load(Repl *r, const char *path, Error *err) {
     return 0;
 }
 
-static int command_media(Repl *r, const char *rest, int is_video, Error *err) {
-    Buf path = {0};
-    path_of(rest, strlen(rest), &path);
-    int bad = attach_media(r, path.data, is_video, err);
-    buf_free(&path);
-    return bad;
-}
-
 static int command_read(Repl *r, const char *path, Error *err) {
     if (attach_text(path, &r->attached, err)) return -1;
     fprintf(stderr, "(%zu bytes go with the next message)\n", r->attached.len);
@@ -525,15 +517,32 @@ static char *split_command(char *line) {
     return rest;
 }
 
+/* Runs a command that takes a file.  name: the command's; text: the file's path, as it is typed.
+ * Returns 0, or -1 with err. */
+static int command_with_file(Repl *r, Command command, const char *name, const char *text,
+                             Error *err) {
+    Buf path = {0};
+    int bad;
+    path_of(text, strlen(text), &path);
+    if (!path.len) bad = fail(err, "%s needs a file", name);
+    else if (!strcmp(path.data, "-")) bad = fail(err, "%s -: stdin is the chat", name);
+    else if (command == READ) bad = command_read(r, path.data, err);
+    else if (command == SAVE) bad = command_save(r, path.data, err);
+    else if (command == LOAD) bad = command_load(r, path.data, err);
+    else bad = attach_media(r, path.data, command == VIDEO, err);
+    buf_free(&path);
+    return bad;
+}
+
 /* Runs a line that begins with /. */
 static void command(Repl *r, char *line) {
     const char *rest = split_command(line);
     Command command = command_named(line);
-    int takes_media = command == IMAGE || command == VIDEO;
-    int takes_file = takes_media || command == SAVE || command == LOAD || command == READ;
+    int takes_none = command == NEW || command == RETRY || command == UNDO || command == TOOLS ||
+                     command == STATS || command == QUIT;
     Error err = {""};
-    if (takes_file && !*rest) {
-        note("gemma4: %s needs a file\n", line);
+    if (takes_none && *rest) {
+        note("gemma4: %s takes nothing behind it: %s\n", line, rest);
         return;
     }
     switch (command) {
@@ -547,10 +556,9 @@ static void command(Repl *r, char *line) {
     case SYSTEM: command_system(r, rest); break;
     case THINK: command_think(r, rest, &err); break;
     case SET: command_set(r, rest, &err); break;
-    case IMAGE: case VIDEO: command_media(r, rest, command == VIDEO, &err); break;
-    case READ: command_read(r, rest, &err); break;
-    case SAVE: command_save(r, rest, &err); break;
-    case LOAD: command_load(r, rest, &err); break;
+    case IMAGE: case VIDEO: case READ: case SAVE: case LOAD:
+        (void)command_with_file(r, command, line, rest, &err);
+        break;
     case TOOLS: command_tools(r); break;
     case STATS: show_stats(r); break;
     case HISTORY: command_history(r, rest, &err); break;

@@ -25,8 +25,10 @@ static int get_number(const cJSON *o, const char *name, double min, double max, 
     double x = v->valuedouble;
     if (!cJSON_IsNumber(v)) return fail(err, "%s: not a number", name);
     if (!(x >= min && x <= max))
-        return fail(err, "%s: %.10g is not between %.10g and %.10g", name, x, min, max);
-    if (whole && x != floor(x)) return fail(err, "%s: %g is not a whole number", name, x);
+        return fail(err, "%s: %.40s is not between %.10g and %.10g", name, v->valuestring, min,
+                    max);
+    if (whole && x != floor(x))
+        return fail(err, "%s: %.40s is not a whole number", name, v->valuestring);
     *out = x;
     return 0;
 }
@@ -681,22 +683,8 @@ static int get_batch(const cJSON **o, Request *r, Error *err) {
     return fail(err, "body: %s", body ? "not an object" : "missing");
 }
 
-/* The request that the text is.  NULL with err: also where its bytes, or the value of a name that
- * stands twice, would have two readings. */
-static cJSON *parse_text(const char *text, size_t n, Error *err) {
-    size_t good = utf8_until(text, n);
-    cJSON *o = NULL;
-    if (good < n) fail(err, "not UTF-8 at byte %zu", good);
-    else o = json_object(text, n, err);
-    const char *twice = o ? json_key_twice(o) : NULL;
-    if (!twice) return o;
-    fail(err, "%s stands twice", twice);
-    cJSON_Delete(o);
-    return NULL;
-}
-
 int request_parse(const Engine *e, const char *text, size_t n, Request *r, Error *err) {
-    *r = (Request){.json = parse_text(text, n, err), .n = 1, .stream = e->stream};
+    *r = (Request){.json = json_object(text, n, err), .n = 1, .stream = e->stream};
     const cJSON *o = r->json;
     if (!o || get_batch(&o, r, err)) return -1;
     if (check_fields(o, r, err) || get_sampling(e, o, r, err) || get_limits(e, o, r, err) ||

@@ -155,7 +155,7 @@ cJSON *transcript_load(Engine *e, const char *path, Error *err) {
     Buf text = {0};
     if (read_file(path, &text, err)) return NULL;
     cJSON *messages = parse_transcript(e, file_name(path), &text, err);
-    if (messages) {
+    if (messages && strcmp(path, "-")) {
         int has_newline = text.data[text.len - 1] == '\n';
         load_cache(e, path, hash_bytes(text.data, text.len - (size_t)has_newline, 0));
     }

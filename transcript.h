@@ -19,9 +19,9 @@ int transcript_check(const char *path, Error *err);
 /* Reads the file `path` and returns its messages, which can be rendered and which the caller frees.
  * Sets e->thinking and, unless --tools has given some, e->tools as the file says; lines on stderr
  * name the fields that have no effect, the calls whose arguments are no object, and the tools that
- * --run-tools cannot run.  Loads path.kv into the session.  If path.kv belongs to another
- * conversation or another run, a line on stderr says why, and the session will evaluate the next
- * prompt from its beginning.  Returns NULL with err, which names the file. */
+ * --run-tools cannot run.  Loads path.kv into the session, unless path is -, stdin.  If path.kv
+ * belongs to another conversation or another run, a line on stderr says why, and the session will
+ * evaluate the next prompt from its beginning.  Returns NULL with err, which names the file. */
 cJSON *transcript_load(Engine *e, const char *path, Error *err);
 
 /* --cache: makes the session hold the beginning of a conversation's prompt.  The beginning ends

@@ -28,16 +28,19 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
+try:
+    import numpy as np
+except ImportError:
+    sys.exit('make_checkpoint.py needs numpy: pip install numpy, or apt-get install python3-numpy')
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 FIXTURE = os.path.join(HERE, 'fixtures', 'odd-bf16')  # has a small tokenizer
 REAL_TOKENIZER = os.path.join(HERE, '..', '..', 'shared', 'reference', 'tokenizer.json.xz')
 
 DIMS = {  # name: (full, tiny)
-    'hidden': (2816, 112), 'layers': (30, 6), 'heads': (16, 4), 'kv-heads': (8, 2), 'global-kv-heads': (2, 1),
-    'head-dim': (256, 32), 'global-head-dim': (512, 48), 'mlp': (2112, 80), 'experts': (128, 8),
-    'expert-dim': (704, 48), 'top-k': (8, 2), 'window': (1024, 24), 'vocab': (262144, 519),
+    'hidden': (2816, 160), 'layers': (30, 6), 'heads': (16, 4), 'kv-heads': (8, 2), 'global-kv-heads': (2, 1),
+    'head-dim': (256, 32), 'global-head-dim': (512, 48), 'mlp': (2112, 96), 'experts': (128, 8),
+    'expert-dim': (704, 64), 'top-k': (8, 2), 'window': (1024, 24), 'vocab': (262144, 519),
     'max-position': (262144, 4096),
     'vision-hidden': (1152, 24), 'vision-layers': (27, 2), 'vision-heads': (16, 2), 'vision-head-dim': (72, 12),
     'vision-mlp': (4304, 40), 'vision-positions': (10240, 64),

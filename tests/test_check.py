@@ -128,6 +128,17 @@ def test_a_name_twice(schema, pointer):
     assert '%s: is there twice' % pointer in complaint(1, 'check', '-m', DEMO, '--json-schema', schema)
 
 
+def test_a_name_twice_in_tools():
+    assert 'name stands twice' in complaint(1, 'check', '-m', DEMO, '--tools', '[{"name": "f", "name": "g"}]')
+
+
+@pytest.mark.parametrize('option', ['--json-schema', '--tools'])
+def test_no_utf8(tmp_path, option):
+    path = tmp_path / 'a.json'
+    path.write_bytes(b'[{"a\xff": 1}]')
+    assert complaint(1, 'check', '-m', DEMO, option, path) == 'gemma4: %s: not UTF-8 at byte 4\n' % path
+
+
 @pytest.mark.parametrize('text, byte', [
     ('{', 1), ('{"a"', 4), ('{"a": }', 6), ('{"a": 1,}', 8), ('{"a" 1}', 5), ('{1: 2}', 1), ('[1, 01]', 5), ('[-]', 2), ('[1.]', 3),
     ('[1e+x]', 4), ('["ab', 4), ('[nul]', 4), ('["\\x"]', 3), ('["\\u12', 6), ('["\\u12g4"]', 6), ('[1 2]', 3), ('[', 1), ('[ ', 2)])

@@ -487,12 +487,20 @@ def test_empty_prompt(odd):
     ('help', '-p help'), ('info --ignore-eos', '--ignore-eos'), ('info --temp 0', 'info draws no tokens'),
     ('info --jsonl', 'info and --jsonl'), ('score --raw -p a --text f', 'not several'), ('check --tools t --json-schema s', 'not both'),
     ('--tools - --json-schema - hello', 'only one option'), ('-f - --load - hello', 'only one option'), ('--temperature 200 hello', '--temperature 200'),
+    ('-p a -p b', '-p is given twice'), ('-s a --system b hello', '-s is given twice'), ('--load f --load f hello', '--load is given twice'),
+    ('--ids f --ids=g', '--ids is given twice'),
+    ('info -s x', '-s: info makes'), ('tokenize --think', '--think: tokenize makes'), ('parse -s x', '-s: parse makes'),
+    ('bench --temp 1', 'bench draws no tokens: the'), ('bench -n 1', 'bench -n 1: a rate'),
     ('--top 3 hello', '--top'), ('--jsonl --ignore-eos', '--ignore-eos'), ('--jsonl --print-ids', '--print-ids'),
 ])
 def test_wrong_usage(odd, call, word):
     # GEMMA4_MODEL stands for -m, so that the call is exactly what the table says.
     text = complaint(2, *call.split(), env=environment(GEMMA4_MODEL=odd))
     assert word in text and '--help' in text
+
+
+def test_the_last_setting_counts(odd):
+    assert answer('-m', 'nowhere', '-m', odd, '-n', 20, '-n', 1, '--temp', 1, '--temp', 0, 'hello') == answer('-m', odd, '-n', 1, '--temp', 0, 'hello')
 
 
 @pytest.mark.parametrize('option', ['-n', '--temp', '--seed'])
@@ -541,19 +549,29 @@ def test_bad_device_in_the_environment(odd):
     assert answer('-m', odd, 'hello', '-n', 1, '--device', 'cpu', env=environment(GEMMA4_DEVICE='gpu'))
 
 
-def test_activations():
-    """32 bits are what --exact does on the CPU; 8 are other numbers, where the kernels have them, and else a line says that they
-    have none."""
+@pytest.mark.parametrize('layout', ['odd-all', 'odd-bf16'])
+def test_activations(checkpoint, layout):
+    """32 bits are what --exact does on the CPU; 8 are other numbers, where the kernels have them for the model's matrices, and else a
+    line says that they have none."""
     def scores(cpu, *options):
-        done = run('score', '--device', 'cpu', '--kv', 'f32', '--raw', '-p', 'hello ' * 40, *options, env=environment(GEMMA4_CPU=cpu))
+        done = run('score', '-m', checkpoint(layout), '--device', 'cpu', '--kv', 'f32', '--raw', '-p', 'hello ' * 40, *options, env=environment(GEMMA4_CPU=cpu))
         assert not done.returncode
         return done.stdout, done.stderr
     for cpu in 'avx2', 'avx2-vnni', 'avx512', 'amx':
         assert scores(cpu, '--activations', '32') == scores(cpu, '--exact')
         assert scores(cpu, '--activations', '16') == scores(cpu)
         rounded, said = scores(cpu, '--activations', '8')
-        assert (rounded == scores(cpu)[0]) == (said == b"gemma4: --activations 8: this CPU's kernels have none, so it has no effect\n")
+        no_effect = b"gemma4: --activations 8: this CPU's kernels have none for the formats of this model, so it has no effect\n"
+        assert (rounded == scores(cpu)[0]) == (said == no_effect)
     assert b'--device plain computes with float32' in run('--device', 'plain', '--activations', 8, '-n', 1, 'hello').stderr
+
+
+@pytest.mark.parametrize('device', ['cpu', 'auto'])
+def test_settings_of_a_gpu_on_the_cpu(odd, device):
+    """Each that is given is named, also where the CPU takes the place of a GPU that is missing."""
+    env = environment(GEMMA4_DEVICE=device, GEMMA4_HEAD='whole', GEMMA4_CUDA='', CUDA_VISIBLE_DEVICES='')
+    done = run('-m', odd, '-n', 1, '--expert-slots', 0, '--gpu-memory', 1, 'hello', env=env)
+    assert re.findall('warning: on the CPU (.*) has no effect', done.stderr.decode()) == ['--gpu-memory', '--expert-slots', 'GEMMA4_HEAD']
 
 
 def test_fp4_activations_on_the_cpu(puppet):

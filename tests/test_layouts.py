@@ -1,16 +1,20 @@
 """Every published layout, through the command line, against transformers; where models are looked for."""
+import importlib.util
 import json
 import math
 import os
+import re
 import shlex
 import shutil
+import subprocess
+import sys
 from array import array
 
 import pexpect
 import pytest
 
 import dialect
-from conftest import (ANSWER, FIXTURES, GEMMA4, PATIENCE, REFERENCE, TALK, answer, complaint, data, edit, environment, ids_of,
+from conftest import (ANSWER, FIXTURES, GEMMA4, PATIENCE, REFERENCE, TALK, TESTS, answer, complaint, data, edit, environment, ids_of,
                       make_puppet, read_floats, read_json, run, write_ids, write_json)
 
 DIALECTS = {
@@ -787,3 +791,14 @@ def test_what_lies_beside_the_weights_does_not_matter(copy):
     (model / 'original.safetensors').write_bytes(b'no')
     os.mkdir(model / 'images')
     assert info(model)['layers'] == text_config('dense')['num_hidden_layers']
+
+
+@pytest.mark.parametrize('layout', ['int8', 'zeros'])
+def test_random_checkpoint(tmp_path, layout):
+    """make_checkpoint.py's sizes fit the layouts with the largest groups; without numpy it says in a line what it lacks."""
+    call = [sys.executable, TESTS / 'make_checkpoint.py', '--layout', layout, tmp_path]
+    done = subprocess.run(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    if importlib.util.find_spec('numpy'):
+        assert (done.returncode, done.stderr) == (0, b'') and info(tmp_path)['layers'] == 6
+    else:
+        assert (done.returncode, done.stdout) == (1, b'') and re.fullmatch(rb'make_checkpoint.py needs numpy: .*\n', done.stderr)

@@ -80,6 +80,10 @@ static void test_marks_over_the_end_of_a_line(void **state) {
     check("**a\n- b**\n**a\n# b**\n", "**a\n  • b**\n**a\n" B U "b**" E "\n");
     check("**a\n> b**\n\n**a\n---\nb**", "**a\n│ " D "b**" E "\n\n**a\n" D "---" E "\nb**");
     same("**a\n| b** |\n");
+    check("> **a\n> b** c\n", "│ " D B "a" E "\n│ " B D "b" E D " c" E "\n");
+    check("> > `a\n>> b`\n>> c", "│ │ " D C "a" E "\n│ │ " C D "b" E D E "\n│ │ " D "c" E);
+    check("> **a\n>> b**\n> **a\n>\n> b**\n> **a\nb**\n> **a\n> - b**", "│ " D "**a" E "\n│ │ " D "b**" E "\n│ " D "**a" E "\n│ " D E "\n│ " D "b**" E
+          "\n│ " D "**a" E "\nb**\n│ " D "**a" E "\n│ " D "- b**" E);
 }
 
 static void test_stars_that_are_no_emphasis(void **state) {
@@ -152,7 +156,7 @@ static void test_quotes_and_links(void **state) {
 static void test_tables(void **state) {
     (void)state;
     check("| a | long head | c |\n|---|:-:|--:|\n| **x** | y | 1 |\n| 日本 | `|` | 22 |\nend",
-          "| a | long head | c |\n|---|:-:|--:|\n| **x** | y | 1 |\n| 日本 | `|` | 22 |\nend");       /* a row with too many cells */
+          B "a" E "    │ " B "long head" E " │ " B "c" E " │ " B E "\n─────┼───────────┼───┼───\n" B "x" E "    │     y     │ 1 │ \n日本 │     `     │ ` │ 22\nend");
     check("| a | long head | c |\n|---|:-:|--:|\n| **x** | y | 1 |\n| 日本 | `z` | 22 |\nend",
           B "a" E "    │ " B "long head" E " │  " B "c" E "\n─────┼───────────┼───\n" B "x" E "    │     y     │  1\n日本 │     " C "z" E "     │ 22\nend");
     check("|a|b|\n|-|-|", B "a" E " │ " B "b" E "\n──┼──");
@@ -171,6 +175,7 @@ static void test_tables_without_outer_bars(void **state) {
     (void)state;
     check("a | long\n--- | --:\n**x** | 1\n| 日 | 22 |\n\nend | x",
           "a | long\r\033[K" B "a" E "  │ " B "long" E "\n───┼─────\n" B "x" E "  │    1\n日 │   22\n\nend | x");
+    check("a | b\n-|-\n1 | 2 | 3\n4 | 5\n", "a | b\r\033[K" B "a" E " │ " B "b" E " │ " B E "\n──┼───┼──\n1 │ 2 │ 3\n4 │ 5 │ \n");
     check("text\na | b\n- | -", "text\na | b\r\033[K" B "a" E " │ " B "b" E "\n──┼──");
     check("a | b\n|-|-|\nx\n- y | z", "a | b\r\033[K" B "a" E " │ " B "b" E "\n──┼──\nx\n  • y | z");
     check("_a | b\n-|-\n", "_a | b\r\033[K" B "_a" E " │ " B "b" E "\n───┼──\n");

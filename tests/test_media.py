@@ -46,6 +46,13 @@ def test_prompt(case):
     assert ids_of('render', '--ids', '-m', SEEING, *case['options'], stdin=json.dumps({'messages': case['messages']}), cwd=IMAGES) == case['ids']
 
 
+def test_too_wide(tmp_path):
+    """For the positions that the model has: the message names the file."""
+    path = tmp_path / 'wide.ppm'
+    path.write_bytes(b'P6 3000 2 255\n' + bytes(3000 * 2 * 3))
+    assert '%s: a picture of 840 x 3 patches: ' % path in complaint(1, '-m', SEEING, '-i', path, 'What is it?')
+
+
 # With --chunk 16 every picture is larger than a step.
 @pytest.mark.parametrize('options', [(), ('--chunk', 16), ('-t', 1, '--chunk', 100)], ids=str)
 @pytest.mark.parametrize('case', EACH)

@@ -255,6 +255,26 @@ def test_completion_between_the_bytes_of_a_character(chat, puppet, tmp_path):
     c.child.expect_exact(' bytes go with the next message)')
 
 
+def test_paths_as_they_are_typed(chat, puppet, tmp_path):
+    """By every command that takes one; completion knows ~/, too. - would be the terminal."""
+    (tmp_path / 'a b.txt').write_text('text')
+    c = chat(puppet)
+    for path in r'~/a\ b.txt', "'%s/a b.txt'" % tmp_path, 'file://%s/a%%20b.txt' % tmp_path:
+        assert 'bytes go with the next message' in c.say('/read ' + path)
+    assert c.say('/save ~/talk') == '(0 messages in %s/talk)' % tmp_path
+    c.child.send('/load ~/ta\t\r')
+    c.child.expect_exact('(0 messages from %s/talk)' % tmp_path)
+    c.child.expect(PROMPT)
+    for name in 'read', 'load', 'save', 'image':
+        assert c.say('/%s -' % name) == 'gemma4: /%s -: stdin is the chat' % name
+
+
+@pytest.mark.parametrize('line', ['/new 1', '/retry 2', '/undo 3', '/bye all'])
+def test_commands_that_take_nothing(chat, puppet, line):
+    name, rest = line.split()
+    assert chat(puppet).say(line) == 'gemma4: %s takes nothing behind it: %s' % (name, rest)
+
+
 def test_completion_of_settings(chat, puppet):
     c = chat(puppet)
     c.child.send('/set te\t0\r')

@@ -90,9 +90,11 @@ def test_half_a_character(odd):
 
 @pytest.mark.parametrize('field, value, says', [
     ('max_tokens', -5, '-5 is not between -1 and 1073741824'), ('n', 0, '0 is not between 1 and 128'), ('n', 129, '129 is not between 1 and 128'),
-    ('top_logprobs', 101, '101 is not between 0 and 100'), ('temperature', -0.5, '-0.5 is not between 0 and 100')])
+    ('top_logprobs', 101, '101 is not between 0 and 100'), ('temperature', -0.5, '-0.5 is not between 0 and 100'),
+    ('temperature', '1e400', '1e400 is not between 0 and 100'), ('n', '1.00000001', '1.00000001 is not a whole number')])
 def test_ranges(odd, field, value, says):
-    done = run('--jsonl', '-m', odd, stdin=json.dumps({'messages': [{'role': 'user', 'content': 'x'}], field: value}))
+    """The number stands in the message as it was written."""
+    done = run('--jsonl', '-m', odd, stdin='{"messages": [{"role": "user", "content": "x"}], "%s": %s}' % (field, value))
     assert json.loads(done.stdout)['error']['message'] == '%s: %s' % (field, says)
 
 

@@ -204,6 +204,12 @@ def test_numbers_as_written(chat, tmp_path, odd):
     assert (tmp_path / 'b').read_text() == text
 
 
+def test_a_conversation_of_two_readings(odd, tmp_path):
+    for text, says in [(b'{"messages": [], "a\xff": 1}', 'not UTF-8 at byte 19'), (b'{"messages": [], "messages": []}', 'messages stands twice')]:
+        (tmp_path / 'a').write_bytes(text)
+        assert complaint(1, '-m', odd, '--load', tmp_path / 'a', '-p', 'x') == 'gemma4: %s: %s\n' % (tmp_path / 'a', says)
+
+
 def test_no_cache(chat, tmp_path, pair, odd):
     """A conversation that was written by hand: nothing to say."""
     file = put(tmp_path, *pair[:2])
@@ -497,6 +503,13 @@ def test_conversation_over_several_calls(odd, tmp_path):
     shot(odd, '--load', file, 'more?')
     assert file.read_bytes() == before
     assert str(tmp_path / 'none') in complaint(1, '-m', odd, '--load', tmp_path / 'none', 'and?')
+
+
+def test_conversation_on_stdin(odd, tmp_path):
+    """Has no cache beside it."""
+    (tmp_path / '-.kv').write_text('x')
+    done = run('-m', odd, '-n', 1, '--load', '-', 'and?', stdin='{"messages": []}', cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, b'gemma4: warning: the answer was cut: -n 1\n')
 
 
 def test_save_is_checked_before_the_answer(odd, tmp_path):
