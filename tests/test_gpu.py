@@ -656,6 +656,12 @@ def test_kernels_of_hopper(switches):
     assert kernels('*many t*', EMU_CC='9.0', EMU_SMS='2', GEMMA4_CUDA=switches) == (0, 14)
 
 
+def test_wgmma_with_sums_that_are_cut_off():
+    """As test_sums_that_are_cut_off."""
+    cut = {'EMU_CC': '9.0', 'EMU_SMS': '2', 'EMU_MMA': 'truncate', 'GEMMA4_CUDA': 'wgmma'}
+    assert kernels('64 tokens, 65', **cut) == (0, 1)
+
+
 def test_wgmma_is_for_hopper():
     odd = FIXTURES / 'odd-bf16'
     def refusal(switches, chip):
