@@ -705,17 +705,20 @@ typedef struct {
     int begin, n, n_threads;
 } Check;
 
-/* Whether one of the E4M3 of t is a NaN, 0x7f or 0xff (there are no infinities).  Adding 1 to the
- * low 7 bits of a byte carries into its top bit for these two only. */
-static int has_nan(const Tensor *t) {
+/* Whether one of the E4M3 of t, scales of NVFP4, is a NaN, 0x7f or 0xff (there are no infinities),
+ * or negative, which the kernels do not look at: they take -0 for 0.  Adding 1 to the low 7 bits of
+ * a byte carries into its top bit for a NaN only, and adding 127 for all but 0. */
+static int has_no_e4m3_scale(const Tensor *t) {
+    const uint64_t low = 0x7f7f7f7f7f7f7f7f, one = 0x0101010101010101;
     uint64_t any = 0, eight;
-    size_t at = 0;
-    for (; at + 8 <= t->n_bytes; at += 8) {
-        memcpy(&eight, t->data + at, 8);
-        any |= (eight & 0x7f7f7f7f7f7f7f7f) + 0x0101010101010101;
+    for (size_t at = 0; at < t->n_bytes; at += 8) {
+        const size_t left = t->n_bytes - at;
+        eight = 0;
+        memcpy(&eight, t->data + at, left < 8 ? left : 8);
+        any |= (eight & low) + one;
+        any |= ((eight & low) + low) & eight;
     }
-    for (; at < t->n_bytes; at++) any |= (t->data[at] & 0x7fu) + 1;
-    return (any & 0x8080808080808080) != 0;
+    return (any & ~low) != 0;
 }
 
 /* Whether one of the numbers of t, which are floats, is negative or not finite. */
@@ -735,7 +738,7 @@ static void *check_scales(void *arg) {
     for (int i = c->begin; i < c->n && !c->bad; i += c->n_threads) {
         const Tensor *t = c->t + i;
         if (!has_ending(t->name, ".weight_scale")) continue;
-        if (t->dtype == DT_F8_E4M3 ? has_nan(t) : has_bad_float(t)) c->bad = t;
+        if (t->dtype == DT_F8_E4M3 ? has_no_e4m3_scale(t) : has_bad_float(t)) c->bad = t;
     }
     return NULL;
 }
@@ -758,8 +761,8 @@ int model_check(const Model *m, Error *err) {
     for (int i = 0; i < n_threads; i++)
         if (c[i].bad && (!bad || c[i].bad < bad)) bad = c[i].bad;
     if (!bad) return 0;
-    const char *what = bad->dtype == DT_F8_E4M3 ? "NaN" : "NaN, infinite or negative";
-    return fail(err, "%s: tensor %s: a scale is %s", bad->file, bad->name, what);
+    const char *infinite = bad->dtype == DT_F8_E4M3 ? "" : ", infinite";
+    return fail(err, "%s: tensor %s: a scale is NaN%s or negative", bad->file, bad->name, infinite);
 }
 
 const char *model_warning(const Model *m) { return m->warning.data; }

@@ -74,8 +74,8 @@ const char *model_adapters(const Model *m);
 Model *model_open_drafter(const char *dir, const Model *target, Error *err);
 
 /* Reads the scales of all quantised matrices, a ninth of the bytes of matrices in NVFP4 or INT4.
- * Returns 0, or -1 with err where a scale is NaN, which the kernels would take for a number, or
- * where one that is no E4M3 is infinite or negative. */
+ * Returns 0, or -1 with err where a scale is NaN, infinite or negative: some kernels would take it
+ * for another number. */
 int model_check(const Model *m, Error *err);
 
 /* The model owns what these three return. */

@@ -35,8 +35,9 @@ import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 STEPS = ['load', 'decode', 'prefill', 'split', 'kernels']
-# Dense BF16 with float32 sums, 10^12 operations a second, by NVIDIA's data sheets; the first name that fits counts.
-PEAK = [('H100 PCIe', 756), ('H100 NVL', 835), ('H100', 989), ('H200', 989), ('GH200', 989), ('A100', 312), ('B200', 2250)]
+# Dense BF16 with float32 sums, 10^12 operations a second, by NVIDIA's data sheets; the first name that fits counts; 0: unknown.
+PEAK = [('Laptop', 0), ('H100 PCIe', 756), ('H100 NVL', 835), ('H100', 989), ('H200', 989), ('GH200', 989), ('A100', 312), ('B200', 2250),
+        ('RTX 5090', 209.5), ('RTX 4090', 165), ('RTX 3090', 71)]
 STATS = re.compile(r'prompt: (?P<prompt>\d+) tokens.*?, (?P<prefill>[\d.]+) tokens/s; first token after (?P<first>[\d.]+) s; '
                    r'answer: (?P<answer>\d+) tokens(, (?P<decode>[\d.]+) tokens/s)?; peak memory (?P<host>\d+) MB, '
                    r'GPU memory (?P<gpu>[\d.]+) GB')
@@ -46,12 +47,13 @@ class Failed(Exception):
     pass
 
 
-def call(args, *command):
-    """Runs a program to its end; its stdout and stderr."""
+def call(args, *command, timeout=None):
+    """Runs a program to its end, in at most args.timeout seconds or the given ones; its stdout and stderr."""
+    limit = timeout or args.timeout
     try:
-        done = subprocess.run(list(map(str, command)), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=args.timeout)
+        done = subprocess.run(list(map(str, command)), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired:
-        raise Failed('longer than %g s' % args.timeout)
+        raise Failed('longer than %g s' % limit)
     except OSError as e:
         raise Failed(str(e))
     if done.returncode:
@@ -266,7 +268,7 @@ def main():
         args.gpu = json.loads(call(args, os.path.join(args.bin, 'bandwidth'))[0])
         if not os.path.exists(os.path.join(args.model, 'config.json')):
             call(args, sys.executable, os.path.join(ROOT, 'tests', 'make_checkpoint.py'), '--full', '--layout', 'nvidia',
-                 '--shard-bytes', '2e9', '--tokenizer', os.path.join(ROOT, 'tests', 'fixtures', 'odd-bf16', 'tokenizer.json'), args.model)
+                 '--shard-bytes', '2e9', '--tokenizer', os.path.join(ROOT, 'tests', 'fixtures', 'odd-bf16', 'tokenizer.json'), args.model, timeout=1000)
         args.info = info(args, 1024)
         args.vocabulary = args.info['vocab_size']
         date = datetime.date.today().isoformat()

@@ -10,10 +10,12 @@ usage: gpu_check.py [--bin DIR] [--full DIR] [--timeout S] [STEP...]
              kernels that overlap; their tokens with both values of GEMMA4_HEAD
   wgmma      on an H100 or H200: the tiny checkpoints' logits with wgmma and without
   full       a random checkpoint of full size, logits against the CPU's
-  sanitizer  compute-sanitizer's memcheck, racecheck and synccheck on the tiny checkpoints, where the tool is found
+  sanitizer  compute-sanitizer's memcheck, racecheck and synccheck on the tiny checkpoints, where the tool is found; with the
+             256 largest logits, so that the list that collect_kernel sorts is for several warps
   --bin DIR  the programs, built by `make gpu` (build/gpu)
   --full DIR the checkpoint of full size; made there, 18.8 GB, if there is none (build/full)
   --timeout S  a program that takes longer has failed (500)
+  --sanitized LIST  the tiny checkpoints for the sanitizer (all: odd-bf16,odd-experts,odd-all,dense)
 
 Needs numpy, for `full` alone; no compiler, no package, no network.
 """
@@ -210,10 +212,10 @@ def check_sanitizer(args):
     with tempfile.TemporaryDirectory() as scratch:
         ids = write_ids(scratch, 40, 500)
         for check in ('memcheck', 'racecheck', 'synccheck'):
-            for name in TINY:
+            for name in args.sanitized:
                 good, text, seconds = run(args, tool, '--tool', check, '--error-exitcode', 9, os.path.join(args.bin, 'gemma4'), '-m',
-                                          os.path.join(FIXTURES, name), '--ids', ids, '--ignore-eos', '-n', 4, '--temp', 0, '--print-ids',
-                                          '--device', 'cuda')
+                                          os.path.join(FIXTURES, name), '--ids', ids, '--ignore-eos', '-n', 4, '--temp', 1,
+                                          '--top-k', 256, '--print-ids', '--device', 'cuda')
                 yield good, 'sanitizer: %s, %s, %.0f s' % (check, name, seconds), text
 
 
@@ -223,6 +225,7 @@ def main():
     parser.add_argument('--bin', default=os.path.join(ROOT, 'build', 'gpu'))
     parser.add_argument('--full', default=os.path.join(ROOT, 'build', 'full'))
     parser.add_argument('--timeout', type=float, default=500)
+    parser.add_argument('--sanitized', type=lambda text: text.split(','), default=TINY)
     args = parser.parse_args()
     for step in args.step:
         if step not in STEPS:

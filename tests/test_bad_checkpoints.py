@@ -394,6 +394,8 @@ BROKEN = {
         ('reciprocal scale is infinite', compressed, [GATE + '_global_scale', 'finite']),
         ('block scale is NaN', tensor(SCALE, lambda t, s, d: (t, s, d[:-1] + b'\x7f')), [SCALE, 'NaN']),
         ('first block scale is -NaN', tensor(SCALE, lambda t, s, d: (t, s, b'\xff' + d[1:])), [SCALE, 'NaN']),
+        ('block scale is negative', tensor(SCALE, lambda t, s, d: (t, s, d[:-1] + b'\x81')), [SCALE, 'negative']),
+        ('fourth block scale is negative', tensor(SCALE, lambda t, s, d: (t, s, d[:3] + b'\xb8' + d[4:])), [SCALE, 'negative']),
         ('norm is NaN', tensor(NORM, nan), [NORM]),
         ('norm is infinite', tensor(NORM, lambda t, s, d: (t, s, b'\x80\x7f' + d[2:])), [NORM]),
         ('expert scale is NaN', tensor(LAYER + 'router.per_expert_scale', nan), [LAYER + 'router.per_expert_scale']),

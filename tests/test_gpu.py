@@ -626,10 +626,36 @@ def gpu_check(tmp_path, step, **settings):
     return done.stdout + done.stderr
 
 
-def test_switches_change_no_bit(tmp_path):
-    """What `make gpu-first-day` begins with, on the emulated GPU: graphs and overlapping kernels
-    change no bit of the logits, and the screened head no token."""
-    assert gpu_check(tmp_path, 'switches').endswith('\n52 passed, 0 failed\n')
+def program(path, text):
+    """A shell script."""
+    path.write_text('#!/bin/sh\n%s\n' % text)
+    path.chmod(0o755)
+
+
+def test_first_day(tmp_path):
+    """All that `make gpu-first-day` does, on the emulated GPU, with one test of each program: graphs and overlapping kernels change
+    no bit of the logits, and the screened head no token.  A test that fails is named, and all ends with status 1.  Whatever can be
+    measured, and the checks, are in one file."""
+    programs, tests = tmp_path / 'bin', ROOT / 'build' / 'tests'
+    programs.mkdir()
+    (programs / 'gemma4').symlink_to(EMULATED)
+    for name in 'test_kernels', 'test_model', 'test_image', 'test_fp4':
+        program(programs / name, 'exec %s "no soft cap"' % (tests / 'test_kernels'))
+    program(programs / 'test_draft', 'echo "[  FAILED  ] rounds"; exit 1')
+    gpu = {'name': 'NVIDIA X1', 'compute_capability': '12.0', 'multiprocessors': 8, 'memory_gb': 8, 'clock_mhz': 1, 'memory_clock_mhz': 1,
+           'driver_cuda': '13.0', 'cuda': '13.0', 'read_gbs': 1, 'copy_gbs': 1, 'bus_gbs': 1}
+    program(programs / 'bandwidth', "echo '%s'" % json.dumps(gpu))
+    call = (sys.executable, ROOT / 'bench' / 'gpu_first_day.py', '--bin', programs, '--out', tmp_path, '--model', FIXTURES / 'odd-bf16',
+            '--contexts', '0', '--prompts', '16', '--tokens', '3', '--repeat', '1', 'decode', 'prefill', 'kernels')
+    done = subprocess.run(list(map(str, call)), env=environment(GEMMA4_DEVICE='cuda'), capture_output=True, text=True, timeout=600)
+    [written] = tmp_path.glob('*-X1.md')
+    text = written.read_text()
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert '\n    56 passed, 1 failed\n' in text and '\n    FAILED  test_draft: 0 tests passed, 1 failed' in text
+    assert re.search(r'\n\| 0 \| 0\.001 GB \| [\d.]+ \|', text) and re.search(r'\n\| 16 \| [\d.]+ s \|', text)
+    ncu, sanitizer = (shutil.which(tool, path=os.environ['PATH'] + ':/usr/local/cuda/bin') for tool in ('ncu', 'compute-sanitizer'))
+    assert ncu or 'There is no ncu.' in text
+    assert sanitizer or 'there is no compute-sanitizer' in text
 
 
 def test_unknown_switch():
@@ -654,6 +680,12 @@ def test_kernels_of_hopper(switches):
     """With wgmma (hopper.cu) and without it."""
     # of more than two multiprocessors, hopper.cu leaves products of one tile to nvfp4.cu
     assert kernels('*many t*', EMU_CC='9.0', EMU_SMS='2', GEMMA4_CUDA=switches) == (0, 14)
+
+
+def test_wgmma_with_sums_that_are_cut_off():
+    """As test_sums_that_are_cut_off."""
+    cut = {'EMU_CC': '9.0', 'EMU_SMS': '2', 'EMU_MMA': 'truncate', 'GEMMA4_CUDA': 'wgmma'}
+    assert kernels('64 tokens, 65', **cut) == (0, 1)
 
 
 def test_wgmma_is_for_hopper():

@@ -741,6 +741,10 @@ static const unsigned char *place_of(unsigned address) {
     return dynamic_shared + address - shared_address(dynamic_shared);
 }
 
+/* EMU_MMA=truncate, below. */
+static bool truncates();
+static float cut_sum(float sum, const float *a, const float *b, int n, int stride, int keep);
+
 /* d [16][n] += a [16][16] b [16][n], the warp's part. */
 UNCHECKED static void perform(const Multiplication &m) {
     typedef float Row __attribute__((vector_size(32), may_alias));
@@ -762,10 +766,9 @@ UNCHECKED static void perform(const Multiplication &m) {
         for (int j = 0; j < w->n; j += 8) {
             Row sum = {};
             for (int k = 0; k < 16; k++) sum += a[r][k] * *(const Row *)&b[k][j];
-            for (int t = 0; t < 4; t++) {
-                float *d = m.lane[r % 8 * 4 + t].d + j / 2 + r / 8 * 2;
-                d[0] += sum[2 * t];
-                d[1] += sum[2 * t + 1];
+            for (int i = 0; i < 8; i++) {
+                float *d = m.lane[r % 8 * 4 + i / 2].d + j / 2 + r / 8 * 2 + i % 2;
+                *d = truncates() ? cut_sum(*d, a[r], &b[0][j + i], 16, 256, 25) : *d + sum[i];
             }
         }
 }
@@ -847,6 +850,7 @@ void finish_ldmatrix(unsigned lanes, void *const *frame) {
  * arXiv:2512.07004: products are exact; A100 takes 8 of 16 bits at once and keeps one bit more, H100 and B200 16 and two.  Those of
  * FP8 keep 13 bits behind the point on Hopper (DeepSeek-AI, "DeepSeek-V3 technical report", arXiv:2412.19437, section 3.3.2). */
 static bool truncating;
+static bool truncates() { return truncating; }
 
 /* sum + the products of n numbers of 16 bits or fewer, `stride` apart in b; `keep` bits stay behind the point of the largest. */
 UNCHECKED static float cut_sum(float sum, const float *a, const float *b, int n, int stride, int keep) {
