@@ -329,9 +329,11 @@ static int open_session(const Options *o, Engine *e, Error *err) {
 /* Opens the drafter of --draft, and the file of --draft-log. */
 static int open_drafter(const Options *o, Engine *e, Error *err) {
     Buf dir = {0};
+    Error why;
     if (o->draft_log && !(e->draft_log = fopen(o->draft_log, "w")))
         return fail(err, "%s: %s", o->draft_log, strerror(errno));
-    if (!find_checkpoint(o->draft, &dir, err))
+    if (find_checkpoint(o->draft, &dir, &why)) fail(err, "--draft: %s", why.text);
+    else
         e->drafter = drafter_open(dir.data, e->model, e->session, o->draft_tokens, e->draft_log,
                                   err);
     buf_free(&dir);
