@@ -80,6 +80,13 @@ def test_demo_thinks_on_stderr_only(demo):
     assert done.stderr.decode().rstrip('\n') == message.get('reasoning_content', '').rstrip('\n')
 
 
+def test_a_dash_is_stdin(odd):
+    """Where it is the only word; behind -- it is text."""
+    call = ('-m', odd, '-n', 5, '--temp', 0)
+    assert answer(*call, '-', stdin='hello') == answer(*call, stdin='hello') != answer(*call, '--', '-', stdin='hello')
+    assert answer('tokenize', '-m', odd, '-', stdin='hello') == answer('tokenize', '-m', odd, stdin='hello')
+
+
 def test_argument_and_piped_text_are_joined_by_a_blank_line(odd):
     options = ('-m', odd, *FUSSY)
     joined = ids_of(*options, 'Summarise: this', stdin='first\nsecond\n')
