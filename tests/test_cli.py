@@ -617,11 +617,12 @@ def test_messages_name_stdin(puppet, call):
     assert complaint(1, *call.split(), '-m', puppet, stdin=b'{"a\xff').startswith('gemma4: stdin: ')
 
 
-def test_requests_from_a_terminal(puppet):
-    """A line says where they are read, unless that is a pipe."""
-    assert run('--jsonl', '-m', puppet).stderr == b''
-    child = pexpect.spawn(GEMMA4, ['--jsonl', '-m', str(puppet)], env=environment(), encoding='utf-8', timeout=PATIENCE)
-    child.expect_exact('gemma4: reading stdin, a request a line (Ctrl-D ends it)\r\n')
+@pytest.mark.parametrize('call, what', [('--jsonl', ', a request a line'), ('tokenize', ''), ('parse', '')])
+def test_stdin_that_is_a_terminal(puppet, call, what):
+    """A line says that it is read, but not of a pipe."""
+    assert run(call, '-m', puppet).stderr == b''
+    child = pexpect.spawn(GEMMA4, [call, '-m', str(puppet)], env=environment(), encoding='utf-8', timeout=PATIENCE)
+    child.expect_exact('gemma4: reading stdin%s (Ctrl-D ends it)\r\n' % what)
     child.sendeof()
     child.expect(pexpect.EOF)
     child.close()
