@@ -327,9 +327,11 @@ static int open_session(const Options *o, Engine *e, Error *err) {
 /* Opens the drafter of --draft, and the file of --draft-log. */
 static int open_drafter(const Options *o, Engine *e, Error *err) {
     Buf dir = {0};
+    Error why;
     if (o->draft_log && !(e->draft_log = fopen(o->draft_log, "w")))
         return fail(err, "%s: %s", o->draft_log, strerror(errno));
-    if (!find_checkpoint(o->draft, &dir, err))
+    if (find_checkpoint(o->draft, &dir, &why)) fail(err, "--draft: %s", why.text);
+    else
         e->drafter = drafter_open(dir.data, e->model, e->session, o->draft_tokens, e->draft_log,
                                   err);
     buf_free(&dir);
@@ -947,8 +949,16 @@ static int run_with_engine(const Options *o, const char *dir, const Question *qu
     return bad;
 }
 
+/* Says on a terminal that the user is waited for, where nothing else does. */
+static void explain_terminal(const Options *o) {
+    int reads = is_command(o, "tokenize") || is_command(o, "render") || is_command(o, "parse");
+    if ((reads || o->jsonl) && isatty(STDIN_FILENO))
+        remark("gemma4: reading stdin%s (Ctrl-D ends it)\n", reads ? "" : ", a request a line");
+}
+
 /* Runs what the command line asks for.  Returns the exit status, or -1 with err. */
 static int run(Options *o, const char *dir, Error *err) {
+    explain_terminal(o);
     if (!o->image_tokens) o->image_tokens = model_image_tokens(dir);
     if (is_command(o, "tokenize")) return run_tokenize(o, dir, err);
     if (is_command(o, "render")) return run_render(o, dir, err);
@@ -957,8 +967,6 @@ static int run(Options *o, const char *dir, Error *err) {
     if (is_command(o, "info")) return run_info(o, dir, err);
     Question question = {0};
     int status = 1, chats = is_chat(o);
-    if (o->jsonl && isatty(STDIN_FILENO))
-        remark("gemma4: reading stdin, a request a line (Ctrl-D ends it)\n");
     if ((o->media_takes_stdin = media_stdin(o->media, err)) < 0) return -1;
     if (chats && (o->cache || o->save))
         return usage("--cache and --save belong to a question; the chat has /save");

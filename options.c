@@ -522,10 +522,12 @@ int parse_options(int argc, char **argv, Options *o) {
         if (row->kind == FILE_OR_FLAG) status = take_ids(o, argc, argv);
         else status = take_option(o, row, optarg);
     }
-    /* The only word behind options may also be the command, but not behind "--". */
-    int is_behind = !o->command && optind + 1 == argc && strcmp(argv[optind - 1], "--");
-    if (is_behind && !status) status = take_word(o, argv[optind]);
-    if (is_behind && o->command) optind++;
+    /* The only word behind options may also be the command, or -, which stands for stdin, but not
+     * behind "--". */
+    int is_only = optind + 1 == argc && strcmp(argv[optind - 1], "--");
+    int is_stdin = is_only && !strcmp(argv[optind], "-"), had_command = o->command != NULL;
+    if (is_only && !had_command && !status) status = take_word(o, argv[optind]);
+    if (is_stdin || (is_only && o->command && !had_command)) optind++;
     for (; !status && optind < argc; optind++) {
         if (o->media || o->n_files) status = refuse_file(argv[optind]);
         if (o->question.len) buf_puts(&o->question, " ");

@@ -80,6 +80,13 @@ def test_demo_thinks_on_stderr_only(demo):
     assert done.stderr.decode().rstrip('\n') == message.get('reasoning_content', '').rstrip('\n')
 
 
+def test_a_dash_is_stdin(odd):
+    """Where it is the only word; behind -- it is text."""
+    call = ('-m', odd, '-n', 5, '--temp', 0)
+    assert answer(*call, '-', stdin='hello') == answer(*call, stdin='hello') != answer(*call, '--', '-', stdin='hello')
+    assert answer('tokenize', '-m', odd, '-', stdin='hello') == answer('tokenize', '-m', odd, stdin='hello')
+
+
 def test_argument_and_piped_text_are_joined_by_a_blank_line(odd):
     options = ('-m', odd, *FUSSY)
     joined = ids_of(*options, 'Summarise: this', stdin='first\nsecond\n')
@@ -610,11 +617,12 @@ def test_messages_name_stdin(puppet, call):
     assert complaint(1, *call.split(), '-m', puppet, stdin=b'{"a\xff').startswith('gemma4: stdin: ')
 
 
-def test_requests_from_a_terminal(puppet):
-    """A line says where they are read, unless that is a pipe."""
-    assert run('--jsonl', '-m', puppet).stderr == b''
-    child = pexpect.spawn(GEMMA4, ['--jsonl', '-m', str(puppet)], env=environment(), encoding='utf-8', timeout=PATIENCE)
-    child.expect_exact('gemma4: reading stdin, a request a line (Ctrl-D ends it)\r\n')
+@pytest.mark.parametrize('call, what', [('--jsonl', ', a request a line'), ('tokenize', ''), ('parse', '')])
+def test_stdin_that_is_a_terminal(puppet, call, what):
+    """A line says that it is read, but not of a pipe."""
+    assert run(call, '-m', puppet).stderr == b''
+    child = pexpect.spawn(GEMMA4, [call, '-m', str(puppet)], env=environment(), encoding='utf-8', timeout=PATIENCE)
+    child.expect_exact('gemma4: reading stdin%s (Ctrl-D ends it)\r\n' % what)
     child.sendeof()
     child.expect(pexpect.EOF)
     child.close()

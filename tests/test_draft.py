@@ -168,7 +168,7 @@ def test_wrong_usage(tmp_path):
     assert 'need --draft' in complaint(2, '-m', ODD, '--draft-log', tmp_path / 'log', 'Hi')
     assert 'not a whole number from 0 to 15' in complaint(2, '-m', ODD, '--draft', DRAFTER, '--draft-tokens', 16, 'Hi')
     assert 'score drafts nothing' in complaint(2, 'score', '-m', ODD, '--draft', DRAFTER, '--raw', '-p', 'Hi')
-    assert 'no such directory' in complaint(1, '-m', ODD, '--draft', tmp_path / 'none', 'Hi')
+    assert complaint(1, '-m', ODD, '--draft', tmp_path / 'none', 'Hi') == 'gemma4: --draft: %s: no such directory\n' % (tmp_path / 'none')
     assert 'No such file or directory' in complaint(1, '-m', ODD, '--draft', DRAFTER, '--draft-log', tmp_path / 'no' / 'log', 'Hi')
     assert 'a drafter is given with --draft' in complaint(1, '-m', DRAFTER, 'Hi')
     hub = environment(HF_HUB_CACHE=tmp_path)
