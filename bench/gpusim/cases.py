@@ -456,7 +456,14 @@ class Model:
             if not routed and 2 * rows * tiles < sms: return []
             each, fixed = tokens * 128 + 128 * mr * (32 + 16 if packed else 128) + 16, 1024 + 2 * 32 * 68 * 4
             shared = fixed + min(8, (227 * 1024 - fixed) // each) * each
-            out.append(Launch(name, '13hopper_kernelILi%dELi%dELb%dE' % (mr, tokens, packed), (min(rows * tiles, sms),), 384, shared, [('Product', p), ('int', parts), ('int', rows), ('int', tiles)], m, sample=4, flop=flop, **{s: per}))
+            maps, cluster = self.Maps(), 1 if routed else 2
+            if not routed:
+                box = lambda at, rows, row, box_columns, box_rows: TensorMap(data=at, pitch=row, columns=row, rows=rows, box_columns=box_columns, box_rows=box_rows, element=1, swizzle=128 * (box_columns == 128))
+                maps.tokens = box(p.y, parts * n, 2 * width, 128, tokens // 2)
+                for h, x in enumerate((w, up or w)): maps.rows[h] = box(x.data, x.rows, width // 2 if packed else 2 * width, 32 if packed else 128, 64 * mr)
+            out.append(Launch(name, '13hopper_kernelILi%dELi%dELb%dELb%dE' % (mr, tokens, packed, not routed), (min(ceil(rows * tiles, cluster), sms // cluster) * cluster,), 384, shared,
+                              [('Product', p), ('Maps', maps), ('int', parts), ('int', rows), ('int', tiles)], m, sample=4, flop=flop, **{s: per}))
+            out[-1].cluster = cluster
         for launch in out: launch.suffix = 'a'
         out[-1].in_tiles, out[-1].reuse = True, tiles
         return out
