@@ -30,7 +30,8 @@ inline int gpu_can_overlap, gpu_overlap;
 #include "ptx.h"
 
 /* Launches a kernel on `stream`: a grid of blocks, each with dimensions `block` and `shared` bytes
- * of dynamic shared memory.  Errors are left for cudaGetLastError.
+ * of dynamic shared memory, in clusters of `cluster` blocks (1: none; more need sm_90 and a grid
+ * that is a multiple).  Errors are left for cudaGetLastError.
  *
  * Programmatic dependent launch (CUDA C++ Programming Guide; sm_90).  With gpu_overlap a kernel
  * may begin before the kernel ahead of it on the stream has ended.  Every kernel keeps two rules:
@@ -45,22 +46,30 @@ inline int gpu_can_overlap, gpu_overlap;
  * C read after its ptx_grid_wait. */
 template <class T> struct Same { typedef T type; };
 template <class... P>
-static void gpu_launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared,
+static void gpu_launch(int cluster, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared,
                        cudaStream_t stream, typename Same<P>::type... args) {
-    cudaLaunchAttribute overlap = {};
-    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    overlap.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchAttribute attribute[2] = {};
     cudaLaunchConfig_t config = {};
+    if (gpu_overlap) {
+        cudaLaunchAttribute *overlap = &attribute[config.numAttrs++];
+        overlap->id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        overlap->val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (cluster > 1) {
+        cudaLaunchAttribute *clusters = &attribute[config.numAttrs++];
+        clusters->id = cudaLaunchAttributeClusterDimension;
+        clusters->val.clusterDim = {(unsigned)cluster, 1, 1};
+    }
     config.gridDim = grid;
     config.blockDim = block;
     config.dynamicSmemBytes = shared;
     config.stream = stream;
-    config.attrs = &overlap;
-    config.numAttrs = gpu_overlap;
+    config.attrs = attribute;
     cudaLaunchKernelEx(&config, kernel, args...);
 }
-#define GPU_LAUNCH(kernel, grid, block, shared, stream, ...) \
-    gpu_launch(kernel, grid, block, shared, stream, __VA_ARGS__)
+#define GPU_LAUNCH_CLUSTERS(cluster, kernel, grid, block, shared, stream, ...) \
+    gpu_launch(cluster, kernel, grid, block, shared, stream, __VA_ARGS__)
+#define GPU_LAUNCH(...) GPU_LAUNCH_CLUSTERS(1, __VA_ARGS__)
 /* Shared memory whose size the compiler knows: SHARED(float, tile, [16][17]).  It is not
  * initialised. */
 #define SHARED(type, name, ...) __shared__ __align__(16) type name __VA_ARGS__

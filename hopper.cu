@@ -14,28 +14,40 @@
  *
  * The block.  One warpgroup, the producer, brings 64 columns at a time into a ring in shared
  * memory.  Two others, the consumers, multiply, each with one half of the rows.  A stage of the
- * ring holds 64 columns and has two mbarriers: `full` ends its phase when the copies of all
- * producer threads have ended, `empty` when all consumer warps are done with the stage.  A block
- * computes one unit (a tile of the product) after the other.  The next unit's columns arrive while
- * this unit's sums are written, and one consumer can write while the other multiplies.
+ * ring holds 64 columns and has two mbarriers: `full` ends its phase when all copies into the stage
+ * have ended, `empty` when all consumer warps are done with it.  A block computes one unit (a tile
+ * of the product) after the other.  The next unit's columns arrive while this unit's sums are
+ * written, and one consumer can write while the other multiplies.
  *
- * The copies are cp.async.  Bulk copies (TMA) would need a tensor map for every matrix, and those
+ * The copies of dense matrices are bulk copies (TMA): one thread begins the copy of a box of up to
+ * 128 rows, which a tensor map describes, and `full` counts the bytes that have come.  Two blocks
+ * form a cluster.  Both have the same tokens and neighbouring rows, and each brings one half of the
+ * tokens to both, so the L2 cache is read for 2/3 to 3/4 of the bytes that a stage has.
+ *
+ * The copies of experts are cp.async, 16 bytes each, of all threads of the producer.  Tensor maps
  * of sm_90 cannot gather rows, which the tokens of an expert need: the list that is sorted by
- * expert names them.  With cp.async each thread chooses the place of its 16 bytes, which gives the
- * 128-byte swizzle that wgmma wants.
+ * expert names them.  Nor could one map describe the experts' weights, which lie at addresses of
+ * their own.  With cp.async each thread chooses the place of its 16 bytes, which gives the 128-byte
+ * swizzle that wgmma wants.  Block scales always come like this: a row's may be no multiple of 16
+ * bytes, and then no map describes them.
  *
  * The order of the sum is that of the columns: lane t's fragment of A has columns 2t, 2t + 1,
  * 2t + 8, 2t + 9 of 16.  In NVFP4 these are bytes t and t + 4 of eight.  The four lanes of a row
  * read the same 16 bytes of shared memory, and __byte_perm takes each lane's own bytes out of
  * them.
  *
- * In this file a line is a row of a tile.  Where gate and up are joined by gelu, lines 16 i …
- * 16 i + 7 are rows of gate, and lines 16 i + 8 … 16 i + 15 are the same rows of up. */
+ * In this file a line is a row of a tile, as it lies in shared memory.  Where gate and up are joined
+ * by gelu, the first half of the lines are rows of gate, and the second half are the same rows of
+ * up.  A warp multiplies 8 lines of the first half together with the same 8 of the second, so that
+ * gate and up of a row meet in one thread. */
 #include "hopper.h"
 
 #include <stdint.h>
 
 #include "gpu.h"
+#ifndef GEMMA4_EMU
+#include <cuda.h>                       /* for its types; libcuda is not linked */
+#endif
 #include "product.h"
 
 #define GROUP 128                       /* threads of a warpgroup */
@@ -51,6 +63,7 @@
 /* Tokens whose sums go through shared memory at a time: 32 lanes' worth.  A guess: more would take
  * memory from the ring, fewer would need more barriers; nobody has timed it. */
 #define WRITTEN 32
+#define CLUSTER 2                       /* blocks of a cluster, where there are clusters */
 /* Floats from one token's 64 lines to the next in that memory: 64 and 4 more, so that the 32 lanes
  * of a warp write to 32 different banks. */
 #define LINE_PITCH 68
@@ -71,7 +84,9 @@ __host__ __device__ constexpr int scales_pitch(bool packed) { return packed ? 16
  * The ring of scales has as many slots as there are stages, more than needed: a slot serves one
  * stage at least.  So when the producer gets an empty stage, with whose columns new scales come,
  * all stages that used the slot's old scales are empty, too. */
-template <int MR, int N, bool PACKED> struct Shape {
+template <int MR, int N, bool PACKED, bool DENSE> struct Shape {
+    static constexpr bool dense = DENSE;
+    static constexpr int cluster = DENSE ? CLUSTER : 1;     /* blocks */
     static constexpr int rows = GROUPS * 64 * MR, tokens = N * COLUMNS * 2;
     static constexpr int stage = tokens + rows * row_pitch(PACKED);
     static constexpr int scales = rows * scales_pitch(PACKED);
@@ -81,25 +96,35 @@ template <int MR, int N, bool PACKED> struct Shape {
     static constexpr int bytes = fixed + stages * each;
 };
 
+/* The tensor maps of a dense product: of y's rows, in boxes of 64 columns of half a tile's tokens,
+ * and for each half of a tile's lines of the rows that they are, in boxes of 64 columns of so many
+ * rows.  Experts have none. */
+typedef struct {
+    CUtensorMap tokens, rows[2];
+} Maps;
+
 /* Where the ring is in shared memory, and how far a thread is in it. */
 typedef struct {
     uint8_t *stage, *scales;            /* [stages][S::stage], [stages][S::scales] */
     uint64_t *full, *empty;             /* [stages] mbarriers */
     int at, parity;                     /* the next stage, and the parity of its next phase */
     int scales_at;                      /* the next slot of scales */
+    int rank;                           /* this block's in its cluster */
 } Ring;
 
 /* The ring of a block whose dynamic shared memory is `shared`; all barriers are initialised by
- * some threads, so a __syncthreads must follow. */
+ * some threads, so a ptx_cluster_sync must follow. */
 template <class S> __device__ static inline Ring ring_in(uint8_t *shared) {
     Ring ring = {};
     ring.stage = shared + (1024 - ptx_shared(shared) % 1024) % 1024;
     ring.scales = ring.stage + S::stages * S::stage;
     ring.full = (uint64_t *)(ring.scales + S::stages * S::scales);
     ring.empty = ring.full + S::stages;
+    ring.rank = ptx_cluster_rank();
     if (threadIdx.x < S::stages) {
         ptx_mbarrier_init(ring.full + threadIdx.x, GROUP);
-        ptx_mbarrier_init(ring.empty + threadIdx.x, GROUPS * GROUP / 32);
+        ptx_mbarrier_init(ring.empty + threadIdx.x, S::cluster * GROUPS * GROUP / 32);
+        ptx_fence_mbarrier_init();
     }
     return ring;
 }
@@ -119,46 +144,60 @@ typedef struct {
     Tile tile;                          /* its tokens */
     Weight w, up;                       /* up.data: gate and up, joined by gelu; else NULL */
     int row;                            /* the first row of w, and of up */
+    bool shared;                        /* the cluster's other block has the same tokens */
 } Unit;
 
-/* Unit i of row_tiles times token_tiles (experts: times *p.n_tiles).  Units with the same tokens
- * (experts), or else with the same rows, have neighbouring numbers, so they are computed at the
- * same time and what they share is read from the L2 cache. */
-template <int MR, int N>
+/* The tokens and the row tile of unit i of a dense product.  Units 2 j and 2 j + 1, which a cluster
+ * computes, are two row tiles of the same tokens.  Only the last row tile of an odd number has none
+ * beside it: its units are the last.  Units that follow each other have the same rows, so these
+ * come from memory once, and from the L2 cache afterwards. */
+__device__ static inline void place_unit(Unit *u, int i, int row_tiles, int token_tiles, int *token,
+                                         int *row) {
+    const int in_pairs = row_tiles / 2 * 2 * token_tiles;
+    u->shared = i < in_pairs;
+    *token = u->shared ? i / 2 % token_tiles : i - in_pairs;
+    *row = u->shared ? i / 2 / token_tiles * 2 + i % 2 : row_tiles - 1;
+}
+
+/* Unit i of row_tiles times token_tiles (experts: times *p.n_tiles).  Experts: units with the same
+ * tokens have neighbouring numbers, so they are computed at the same time, and these are read from
+ * the L2 cache.  Dense: where the number of units is odd, one more has no tokens. */
+template <int MR, int N, bool DENSE>
 __device__ static inline Unit unit_at(const Product &p, int i, int row_tiles, int token_tiles) {
     const int rows = GROUPS * 64 * MR;
     Unit u;
-    if (p.tile) {
+    int row;
+    if (!DENSE) {
         u.tile = p.tile[i / row_tiles];
-        i %= row_tiles;
+        u.shared = false;
+        row = i % row_tiles;
     } else {
-        int first = i % token_tiles * N;
-        u.tile = {0, first, min(p.n - first, N)};
-        i /= token_tiles;
+        int token;
+        place_unit(&u, i, row_tiles, token_tiles, &token, &row);
+        u.tile = {0, token * N, min(p.n - token * N, N)};
     }
-    u.w = p.expert_w ? p.expert_w[u.tile.expert] : p.w;
-    u.up = p.expert_up ? p.expert_up[u.tile.expert] : p.up;
-    u.row = i * (u.up.data ? rows / 2 : rows);
+    u.w = DENSE ? p.w : p.expert_w[u.tile.expert];
+    u.up = DENSE || !p.expert_up ? p.up : p.expert_up[u.tile.expert];
+    u.row = row * (u.up.data ? rows / 2 : rows);
     return u;
 }
 
-/* The row, of gate or of up, that is line `line` of the unit. */
-__device__ static inline int row_of_line(const Unit &u, int line) {
-    return u.row + (u.up.data ? line / 16 * 8 + line % 8 : line);
+/* The first row of the second half of the unit's lines, of which there are `lines` in all. */
+__device__ static inline int second_row(const Unit &u, int lines) {
+    return u.row + (u.up.data ? 0 : lines / 2);
 }
 
-/* So many rows behind u.row is the row of that line, or the matrix's last row if it has no such. */
-__device__ static inline uint32_t rows_ahead(const Unit &u, int line) {
-    return min(row_of_line(u, line), u.w.rows - 1) - u.row;
+/* So many rows behind u.row is the row of line `line` of `lines`, or the matrix's last row if it
+ * has no such. */
+__device__ static inline uint32_t rows_ahead(const Unit &u, int line, int lines) {
+    const int row = line < lines / 2 ? u.row + line : second_row(u, lines) + line - lines / 2;
+    return min(row, u.w.rows - 1) - u.row;
 }
-
-/* Whether line `line` is a row of up, not of w. */
-__device__ static inline bool is_up(const Unit &u, int line) { return u.up.data && line / 8 % 2; }
 
 /* ---- the producer ----
  *
  * All of its 128 threads wait until the next stage is empty, begin their copies of it, and arrive
- * at `full` when these have ended.  Copies have no conditions: behind a tile's last token that one
+ * at `full` when these have ended.  cp.async have no conditions: behind a tile's last token that one
  * is repeated, and behind a matrix's last row that row.  Nobody reads the sums of either.  (With a
  * condition for each copy ptxas computes an address only when the copy before has read its own.) */
 
@@ -168,23 +207,65 @@ template <class S>
 __device__ static inline void bring_scales(const Unit &u, int step, int n_steps, uint8_t *to) {
     const int thread = threadIdx.x % GROUP, word = thread % 4, line = thread / 4;
     const uint32_t bytes = row_bytes(u.w) / 8;
-    const uint8_t *from = is_up(u, line) ? u.up.block_scale : u.w.block_scale;
-    from += u.row * (size_t)bytes + (step + word) * 4;
+    const size_t first = u.row * (size_t)bytes + (step + word) * 4;
+    const uint8_t *from[2] = {u.w.block_scale + first,
+                              (u.up.data ? u.up.block_scale : u.w.block_scale) + first};
     to += line * 16 + word * 4;
     if (step + word >= n_steps) return;
 #pragma unroll
     for (int k = 0; k < S::rows / 32; k++)
-        ptx_cp_async4(to + 512 * k, from + rows_ahead(u, line + 32 * k) * bytes);
+        ptx_cp_async4(to + 512 * k,
+                      from[k / (S::rows / 64)] + rows_ahead(u, line + 32 * k, S::rows) * bytes);
 }
 
-/* Brings the unit's first N tokens and its weights, one stage for each 64 columns of each part.
+/* Begins the copies of dense matrices into the next stage: columns 64 * step … of y's rows from
+ * row `token` on, one or two halves of a tile, and of the unit's lines.  For one thread.  Where the
+ * cluster's blocks share the tokens, each block brings the half of its rank to both.  Behind a
+ * matrix's last row come zeros. */
+template <bool PACKED, class S>
+__device__ static inline void begin_boxes(const Maps &maps, const Unit &u, int token, int halves,
+                                          int step, const Ring &ring) {
+    const int half = S::tokens / 2, lines = S::rows / 2, pitch = row_pitch(PACKED);
+    uint64_t *full = ring.full + ring.at;
+    uint8_t *to = ring.stage + ring.at * S::stage;
+    ptx_mbarrier_expect(full, halves * half + S::rows * pitch);
+    for (int h = 0; h < halves; h++, to += half, token += half / 128) {
+        if (!u.shared) ptx_copy_box(to, &maps.tokens, step * 128, token, full);
+        else if (h == ring.rank)
+            ptx_copy_box_to(to, &maps.tokens, step * 128, token, full, (1 << CLUSTER) - 1);
+    }
+    to = ring.stage + ring.at * S::stage + S::tokens;
+    ptx_copy_box(to, &maps.rows[0], step * pitch, u.row, full);
+    ptx_copy_box(to + lines * pitch, &maps.rows[1], step * pitch, second_row(u, S::rows), full);
+}
+
+/* Brings a unit of dense matrices, one stage for each 64 columns of each part.
+ * parts: the BF16 numbers that make one of y's; the smallest come first. */
+template <bool PACKED, class S>
+__device__ static inline void bring_dense(const Product &p, const Maps &maps, const Unit &u,
+                                          int halves, int parts, Ring &ring) {
+    const int n_steps = padded(u.w.cols) / COLUMNS;
+    for (int part = parts - 1; part >= 0; part--)
+        for (int step = 0; step < n_steps; step++) {
+            ptx_mbarrier_wait(ring.empty + ring.at, ring.parity ^ 1);
+            if (threadIdx.x % GROUP == 0)
+                begin_boxes<PACKED, S>(maps, u, part * p.n + u.tile.first, halves, step, ring);
+            if (PACKED && step % 4 == 0) {
+                bring_scales<S>(u, step, n_steps, ring.scales + ring.scales_at * S::scales);
+                next_scales<S::stages>(ring);
+            }
+            ptx_mbarrier_arrive_copies(ring.full + ring.at);
+            next_stage<S::stages>(ring);
+        }
+}
+
+/* Brings a unit of experts: N tokens and the weights, as bring_dense does.
  * Eight threads bring a token's 128 bytes: piece c of 16 bytes of row r goes to piece c ^ (r % 8),
  * the swizzle of wgmma.  Eight threads bring a line's 128 bytes of BF16 in the same way, and two
- * bring its 32 bytes of NVFP4.  All of a thread's lines are of w, or all of up: they are a multiple
- * of 16 apart.
- * parts: the BF16 numbers that make one of y's; the smallest come first. */
+ * bring its 32 bytes of NVFP4. */
 template <int N, bool PACKED, class S>
-__device__ static inline void bring_unit(const Product &p, const Unit &u, int parts, Ring &ring) {
+__device__ static inline void bring_experts(const Product &p, const Unit &u, int parts,
+                                            Ring &ring) {
     const int thread = threadIdx.x % GROUP, token = thread / 8, c = thread % 8;
     const int per_line = row_pitch(PACKED) / 16, line = thread / per_line, d = thread % per_line;
     const int lines = GROUP / per_line, n_steps = padded(u.w.cols) / COLUMNS;
@@ -199,11 +280,12 @@ __device__ static inline void bring_unit(const Product &p, const Unit &u, int pa
     }
 #pragma unroll
     for (int k = 0; k < S::rows / lines; k++)
-        w_from[k] = rows_ahead(u, lines * k + line) * w_bytes + d * 16;
-    const uint8_t *first = is_up(u, line) ? u.up.data : u.w.data;
-    first += u.row * (size_t)w_bytes;
+        w_from[k] = rows_ahead(u, lines * k + line, S::rows) * w_bytes + d * 16;
+    const size_t first = u.row * (size_t)w_bytes;
+    const uint8_t *second = u.up.data ? u.up.data : u.w.data;
     for (int part = parts - 1; part >= 0; part--) {
-        const uint8_t *column = (const uint8_t *)p.y + (size_t)part * p.n * bytes, *w = first;
+        const uint8_t *column = (const uint8_t *)p.y + (size_t)part * p.n * bytes;
+        const uint8_t *w[2] = {u.w.data + first, second + first};
         for (int step = 0; step < n_steps; step++) {
             ptx_mbarrier_wait(ring.empty + ring.at, ring.parity ^ 1);
             uint8_t *to = ring.stage + ring.at * S::stage, *w_to = to + S::tokens;
@@ -213,7 +295,8 @@ __device__ static inline void bring_unit(const Product &p, const Unit &u, int pa
             for (int k = 0; k < N / 16; k++) ptx_cp_async16(to + 2048 * k, column + from[k]);
 #pragma unroll
             for (int k = 0; k < S::rows / lines; k++)
-                ptx_cp_async16(w_to + lines * k * row_pitch(PACKED), w + w_from[k]);
+                ptx_cp_async16(w_to + lines * k * row_pitch(PACKED),
+                               w[lines * k / (S::rows / 2)] + w_from[k]);
             if (PACKED && step % 4 == 0) {
                 bring_scales<S>(u, step, n_steps, ring.scales + ring.scales_at * S::scales);
                 next_scales<S::stages>(ring);
@@ -221,7 +304,8 @@ __device__ static inline void bring_unit(const Product &p, const Unit &u, int pa
             ptx_mbarrier_arrive_copies(ring.full + ring.at);
             next_stage<S::stages>(ring);
             column += 128;
-            w += row_pitch(PACKED);
+            w[0] += row_pitch(PACKED);
+            w[1] += row_pitch(PACKED);
         }
     }
 }
@@ -235,11 +319,12 @@ __device__ static inline uint32_t scaled_pair(uint32_t word, uint32_t choice, ui
     return ptx_mul_bf16x2((pair & 0x80008000) | (pair >> 6 & 0x01c001c0), scale);
 }
 
-/* What a warp makes its fragments of A from: 16 lines of each of MR times 64.  g = lane / 4. */
+/* What a warp makes its fragments of A from: MR times 8 lines of the first half of the tile's, 32
+ * lines apart, and the same ones of the second half.  g = lane / 4. */
 template <int MR, bool PACKED> struct Rows {
     const uint8_t *row, *scale_row;     /* in the stage: the lane's first line, and its scales */
-    uint32_t scale[MR][2][2];           /* of lines g, g + 8: of columns 0 and 16, 32 and 48 */
-    uint4 word[MR][2];                  /* of lines g, g + 8: 32 columns of NVFP4 */
+    uint32_t scale[MR][2][2];           /* of line g of both halves: columns 0 and 16, 32 and 48 */
+    uint4 word[MR][2];                  /* of line g of both halves: 32 columns of NVFP4 */
 };
 
 /* Columns 16 k … 16 k + 15 of the stage as fragments a of A.  k rises from 0 to 3 from call to
@@ -253,7 +338,7 @@ __device__ static inline void make_fragments(uint32_t (&a)[MR][4], Rows<MR, PACK
         if (PACKED)
 #pragma unroll
             for (int h = 0; h < 2; h++) {
-                const int line = 64 * m + 8 * h;
+                const int line = 32 * m + GROUPS * 32 * MR * h;
                 if (k == 0) {
                     uint32_t four = *(const uint32_t *)(r.scale_row + line * scales_pitch(PACKED));
                     r.scale[m][h][0] = block_scales(four);
@@ -266,12 +351,12 @@ __device__ static inline void make_fragments(uint32_t (&a)[MR][4], Rows<MR, PACK
                 a[m][2 + h] = scaled_pair(k % 2 ? w.w : w.y, choice, s);
             }
         else
-            ptx_ldmatrix_x4(a[m], r.row + 64 * m * pitch + ((2 * k + lane / 16) ^ lane % 8) * 16);
+            ptx_ldmatrix_x4(a[m], r.row + 32 * m * pitch + ((2 * k + lane / 16) ^ lane % 8) * 16);
 }
 
-/* The first line of this thread's warp in the tile. */
+/* The first line of this thread's warp in the first half of the tile's. */
 template <int MR> __device__ static inline int warp_line() {
-    return threadIdx.x / GROUP * 64 * MR + threadIdx.x % GROUP / 32 * 16;
+    return threadIdx.x / GROUP * 32 * MR + threadIdx.x % GROUP / 32 * 8;
 }
 
 /* acc += the unit's lines times N tokens (a stage may have room for more), over n_steps stages for
@@ -292,9 +377,9 @@ __device__ static inline void multiply_unit(float (&acc)[MR][N / 2], int n_steps
     /* Waits for the next stage and makes its first fragments. */
     auto begin_stage = [&] {
         ptx_mbarrier_wait(ring.full + ring.at, ring.parity);
-        ptx_fence_async();
+        if (!S::dense) ptx_fence_async();
         const uint8_t *tokens = ring.stage + ring.at * S::stage;
-        const int first = line + (PACKED ? lane / 4 : lane % 16);
+        const int first = line + (PACKED ? lane / 4 : lane % 8 + lane / 8 % 2 * (S::rows / 2));
         rows.row = tokens + S::tokens + first * row_pitch(PACKED);
         rows.scale_row = ring.scales + ring.scales_at * S::scales + first * scales_pitch(PACKED);
         rows.scale_row += step % 4 * 4;
@@ -319,24 +404,24 @@ __device__ static inline void multiply_unit(float (&acc)[MR][N / 2], int n_steps
             ptx_wgmma_wait<0>();
         }
         __syncwarp();
-        if (lane == 0) ptx_mbarrier_arrive(done);
+        if (lane < S::cluster) ptx_mbarrier_arrive_at(done, lane);
     }
 #pragma unroll
     for (int m = 0; m < MR; m++) ptx_wgmma_keep(acc[m]);
 }
 
 /* Writes the unit's sums acc to p.out, or gelu(gate) * up to p.act.
- * acc[m][4 j + 2 h + e] is line 64 m + 16 warp + 8 h + g of the warpgroup and token 8 j + 2 t + e,
- * where g = lane / 4, t = lane % 4.  through [WRITTEN][LINE_PITCH]: shared memory of this
- * warpgroup, through which WRITTEN tokens of 64 lines go at a time, so that neighbouring lanes
- * write neighbouring rows.  Barrier 1 + group is this warpgroup's. */
+ * acc[m][4 j + 2 h + e] is line 32 m + 8 warp + g of the warpgroup's in half h of the tile's and
+ * token 8 j + 2 t + e, where g = lane / 4, t = lane % 4.  through [WRITTEN][LINE_PITCH]: shared
+ * memory of this warpgroup, through which WRITTEN tokens of 32 lines of each half go at a time, so
+ * that neighbouring lanes write neighbouring rows.  Barrier 1 + group is this warpgroup's. */
 template <int MR, int N>
 __device__ static inline void write_unit(const Product &p, const Unit &u, int parts,
                                          const float (&acc)[MR][N / 2], float *through) {
     const int thread = threadIdx.x % GROUP, group = threadIdx.x / GROUP;
     const int g = thread % 32 / 4, t = thread % 4;
     const float by = factor(u.w), by_up = factor(u.up);
-    float *own = through + 2 * t * LINE_PITCH + thread / 32 * 16 + g;
+    float *own = through + 2 * t * LINE_PITCH + thread / 32 * 8 + g;
 #pragma unroll
     for (int m = 0; m < MR; m++)
 #pragma unroll
@@ -347,25 +432,38 @@ __device__ static inline void write_unit(const Product &p, const Unit &u, int pa
             for (int j = 0; j < WRITTEN / 8; j++)
 #pragma unroll
                 for (int k = 0; k < 4; k++)
-                    own[(8 * j + k % 2) * LINE_PITCH + k / 2 * 8] = acc[m][q / 2 + 4 * j + k];
+                    own[(8 * j + k % 2) * LINE_PITCH + k / 2 * 32] = acc[m][q / 2 + 4 * j + k];
             ptx_bar_sync(1 + group, GROUP);
-            const int first = u.row + (group * MR + m) * (u.up.data ? 32 : 64);
+            const int first = (group * MR + m) * 32;
             const int n = min(u.tile.count - q, WRITTEN);
             const size_t place = u.tile.first + q;
             if (u.up.data) {
-                const int r = thread % 32, row = first + r;
+                const int r = thread % 32, row = u.row + first + r;
                 const size_t width = padded(u.w.rows);
-                for (int i = thread / 32; i < n && row < u.w.rows; i += GROUP / 32) {
-                    const float *from = through + i * LINE_PITCH + r / 8 * 16 + r % 8;
-                    put_parts(p.act + (place + i) * width + row, p.n_act * width, parts,
-                              gelu_times(from[0] * by, from[8] * by_up));
-                }
+                uint16_t *to = p.act + (place + thread / 32) * width + row;
+                const float *from = through + thread / 32 * LINE_PITCH + r;
+                const int mine = row < u.w.rows ? n - thread / 32 : 0;
+                float v[WRITTEN * 32 / GROUP];          /* of tokens thread / 32 + 4 i */
+#pragma unroll
+                for (int i = 0; i < WRITTEN / 4; i++, from += 4 * LINE_PITCH)
+                    v[i] = gelu_times(from[0] * by, from[32] * by_up);
+#pragma unroll 1
+                for (int part = 0; part < parts; part++, to += p.n_act * width)
+#pragma unroll
+                    for (int i = 0; i < WRITTEN / 4; i += 2) {
+                        const uint32_t two = take_bf16(v[i], v[i + 1]);
+                        if (4 * i < mine) to[4 * i * width] = (uint16_t)two;
+                        if (4 * i + 4 < mine) to[(4 * i + 4) * width] = (uint16_t)(two >> 16);
+                    }
             } else {
-                const int r = thread % 64, row = first + r;
-#pragma unroll 4
-                for (int i = thread / 64; i < n; i += GROUP / 64)
-                    if (row < u.w.rows)
-                        p.out[(place + i) * p.pitch + row] = through[i * LINE_PITCH + r] * by;
+                const int r = thread % 64;
+                const int row = u.row + first + r % 32 + r / 32 * (GROUPS * 32 * MR);
+                float *to = p.out + (place + thread / 64) * p.pitch + row;
+                const float *from = through + thread / 64 * LINE_PITCH + r;
+                const int mine = row < u.w.rows ? n - thread / 64 : 0;
+#pragma unroll
+                for (int i = 0; i < WRITTEN; i += GROUP / 64)
+                    if (i < mine) to[i * (size_t)p.pitch] = from[i * LINE_PITCH] * by;
             }
         }
 }
@@ -378,50 +476,60 @@ __device__ static inline void compute_unit(const Product &p, const Unit &u, int 
     write_unit<MR, N>(p, u, parts, acc, through);
 }
 
-/* The product p.  parts: BF16 numbers that make one of y's.
+/* The product p.  maps: of dense matrices.  parts: BF16 numbers that make one of y's.
  * grid: at most as many blocks as multiprocessors; block i computes units i, i + gridDim.x, ….
- * Dynamic shared memory: Shape::bytes.
+ * Dense: an even number of blocks, in clusters of two.  Dynamic shared memory: Shape::bytes.
  *   1. Lay out the ring, and wait for the kernel before, which writes p.y.  The kernel does not
  *      call ptx_grid_launch_dependents, so the next one begins when all blocks have ended.
  *   2. The producer brings the columns of one unit after the other.
  *   3. Each consumer multiplies and writes one unit after the other.  A unit whose tile of tokens
- *      is at most half full is multiplied with half as many columns of B. */
-template <int MR, int N, bool PACKED>
+ *      is at most half full is multiplied with half as many columns of B.
+ *   4. A block ends when the cluster's other one does: until then that one arrives at its
+ *      barriers. */
+template <int MR, int N, bool PACKED, bool DENSE>
 __global__ static void __launch_bounds__(BLOCK, 1)
-    hopper_kernel(const __grid_constant__ Product p, int parts, int row_tiles, int token_tiles) {
-    typedef Shape<MR, N, PACKED> S;
+    hopper_kernel(const __grid_constant__ Product p, const __grid_constant__ Maps maps, int parts,
+                  int row_tiles, int token_tiles) {
+    typedef Shape<MR, N, PACKED, DENSE> S;
     DYNAMIC_SHARED(uint8_t, shared);
     Ring ring = ring_in<S>(shared);
     ptx_grid_wait();
-    __syncthreads();
+    ptx_cluster_sync();
     const int group = threadIdx.x / GROUP;
-    auto units = [&] { return row_tiles * (p.tile ? *p.n_tiles : token_tiles); };
+    auto units = [&] {
+        if (!DENSE) return row_tiles * *p.n_tiles;
+        return (row_tiles * token_tiles + CLUSTER - 1) / CLUSTER * CLUSTER;
+    };
     if (group == GROUPS) {
         ptx_fewer_registers<BRING_REGISTERS>();
         for (int i = blockIdx.x, n = units(); i < n; i += gridDim.x) {
-            const Unit u = unit_at<MR, N>(p, i, row_tiles, token_tiles);
-            if (u.tile.count > N / 2) bring_unit<N, PACKED, S>(p, u, parts, ring);
-            else bring_unit<N / 2, PACKED, S>(p, u, parts, ring);
+            const Unit u = unit_at<MR, N, DENSE>(p, i, row_tiles, token_tiles);
+            const bool large = u.tile.count > N / 2;
+            if (DENSE) bring_dense<PACKED, S>(p, maps, u, large ? 2 : 1, parts, ring);
+            else if (large) bring_experts<N, PACKED, S>(p, u, parts, ring);
+            else bring_experts<N / 2, PACKED, S>(p, u, parts, ring);
         }
         ptx_cp_async_commit();
         ptx_cp_async_wait<0>();         /* a thread must not end before its copies have */
-        return;
+    } else {
+        float *through = (float *)(ring.empty + S::stages) + group * WRITTEN * LINE_PITCH;
+        ptx_more_registers<MULTIPLY_REGISTERS>();
+        for (int i = blockIdx.x, n = units(); i < n; i += gridDim.x) {
+            const Unit u = unit_at<MR, N, DENSE>(p, i, row_tiles, token_tiles);
+            if (u.tile.count > N / 2) compute_unit<MR, N, PACKED, S>(p, u, parts, ring, through);
+            else compute_unit<MR, N / 2, PACKED, S>(p, u, parts, ring, through);
+        }
     }
-    float *through = (float *)(ring.empty + S::stages) + group * WRITTEN * LINE_PITCH;
-    ptx_more_registers<MULTIPLY_REGISTERS>();
-    for (int i = blockIdx.x, n = units(); i < n; i += gridDim.x) {
-        const Unit u = unit_at<MR, N>(p, i, row_tiles, token_tiles);
-        if (u.tile.count > N / 2) compute_unit<MR, N, PACKED, S>(p, u, parts, ring, through);
-        else compute_unit<MR, N / 2, PACKED, S>(p, u, parts, ring, through);
-    }
+    ptx_cluster_sync();
 }
 
 /* ---- the host's side ---- */
 
-typedef void Kernel(const Product, int, int, int);
+typedef void Kernel(const Product, const Maps, int, int, int);
 typedef struct {
     int rows, tokens;                   /* of a tile */
     int packed;                         /* for NVFP4; else for BF16 */
+    int dense;                          /* else for experts */
     int bytes;                          /* of dynamic shared memory */
     float cost;                         /* time of a tile; 1: that of the small tile */
     Kernel *kernel;
@@ -430,25 +538,59 @@ typedef struct {
 /* A large tile has twice the products of a small one.  Its cost is about what bench/gpusim predicts
  * for an H200: 1.65 times the time of a small tile of NVFP4, 1.74 times that of BF16.  To tune it,
  * time both tiles with bench/gpu_bench.py kernels on an H100. */
-#define VARIANT(mr, n, packed, cost) \
-    {GROUPS * 64 * mr, n, packed, Shape<mr, n, packed>::bytes, cost, hopper_kernel<mr, n, packed>}
+#define VARIANT(mr, n, packed, dense, cost) \
+    {GROUPS * 64 * mr, n, packed, dense, Shape<mr, n, packed, dense>::bytes, cost, \
+     hopper_kernel<mr, n, packed, dense>}
 static const Variant variant[] = {
-    VARIANT(1, 128, true, 1), VARIANT(2, 128, true, 1.6f),
-    VARIANT(1, 128, false, 1), VARIANT(1, 256, false, 1.75f)};
+    VARIANT(1, 128, true, true, 1), VARIANT(2, 128, true, true, 1.6f),
+    VARIANT(1, 128, false, true, 1), VARIANT(1, 256, false, true, 1.75f),
+    VARIANT(1, 128, true, false, 1), VARIANT(2, 128, true, false, 1.6f),
+    VARIANT(1, 128, false, false, 1)};
 enum { VARIANTS = sizeof variant / sizeof *variant };
 
 static int multiprocessors;
+static decltype(&cuTensorMapEncodeTiled) encode_map;    /* libcuda's */
 
 int hopper_open(Error *err) {
+    const int cuda_12 = 12000;          /* the first version that has it */
+    cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
     cudaError_t e = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, 0);
     for (int i = 0; i < VARIANTS && e == cudaSuccess; i++)
         e = cudaFuncSetAttribute((const void *)variant[i].kernel,
                                  cudaFuncAttributeMaxDynamicSharedMemorySize, variant[i].bytes);
-    return e == cudaSuccess ? 0 : fail(err, "GPU: %s", cudaGetErrorString(e));
+    if (e == cudaSuccess)
+        e = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", (void **)&encode_map,
+                                             cuda_12, cudaEnableDefault, &found);
+    if (e != cudaSuccess) return fail(err, "GPU: %s", cudaGetErrorString(e));
+    if (found == cudaDriverEntryPointSuccess) return 0;
+    return fail(err, "GEMMA4_CUDA: wgmma needs an NVIDIA driver for CUDA 12 or later");
 }
 
 int hopper_knows(const Weight &w, const Weight &up) {
     return (w.dtype == DT_BF16 || w.dtype == DT_U8) && (!up.data || up.dtype == w.dtype);
+}
+
+/* Makes the map of `rows` rows of row_bytes bytes, one behind the other, in boxes of box_rows rows
+ * of box_bytes.  Boxes as wide as wgmma's swizzle get it.  False: the driver refuses. */
+static bool make_map(CUtensorMap *map, const void *data, int rows, int row_bytes, int box_rows,
+                     int box_bytes) {
+    const cuuint64_t size[] = {(cuuint64_t)row_bytes, (cuuint64_t)rows};
+    const cuuint64_t pitch[] = {(cuuint64_t)row_bytes};
+    const cuuint32_t box[] = {(cuuint32_t)box_bytes, (cuuint32_t)box_rows}, every[] = {1, 1};
+    return !encode_map(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, (void *)data, size, pitch, box, every,
+                       CU_TENSOR_MAP_INTERLEAVE_NONE,
+                       box_bytes == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE,
+                       CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+}
+
+/* The maps of the dense product p, for a variant.  False: the driver refuses. */
+static bool make_maps(Maps *maps, const Product &p, int parts, const Variant &v) {
+    const Weight *half[] = {&p.w, p.up.data ? &p.up : &p.w};
+    bool made = make_map(&maps->tokens, p.y, parts * p.n, padded(p.w.cols) * 2, v.tokens / 2, 128);
+    for (int h = 0; h < 2; h++)
+        made &= make_map(&maps->rows[h], half[h]->data, p.w.rows, row_bytes(p.w), v.rows / 2,
+                         row_pitch(v.packed));
+    return made;
 }
 
 /* Declines a product whose units are for less than half of the multiprocessors: nvfp4.cu shares
@@ -463,7 +605,7 @@ int hopper_product(const Product &p, const Weight &w, const Weight &up, int part
     float least = 0;
     int units = 0, row_tiles = 0, token_tiles = 0;
     for (const Variant *v = variant; v < variant + VARIANTS; v++) {
-        if (v->packed != (w.dtype == DT_U8) || (p.tile && v->tokens != HOPPER_TOKENS)) continue;
+        if (v->packed != (w.dtype == DT_U8) || v->dense != !p.tile) continue;
         int rows = up.data ? v->rows / 2 : v->rows, n_rows = (w.rows + rows - 1) / rows;
         int n_tokens = p.tile ? tiles : (p.n + v->tokens - 1) / v->tokens;
         int n = n_rows * n_tokens;
@@ -476,8 +618,11 @@ int hopper_product(const Product &p, const Weight &w, const Weight &up, int part
         token_tiles = n_tokens;
     }
     if (!p.tile && 2 * units < multiprocessors) return 0;
-    dim3 grid(units < multiprocessors ? units : multiprocessors);
-    GPU_LAUNCH(best->kernel, grid, dim3(BLOCK), best->bytes, stream, p, parts, row_tiles,
-               token_tiles);
+    Maps maps = {};
+    if (!p.tile && !make_maps(&maps, p, parts, *best)) return 0;
+    const int cluster = p.tile ? 1 : CLUSTER;
+    const int blocks = units < multiprocessors ? units + cluster - 1 : multiprocessors;
+    GPU_LAUNCH_CLUSTERS(cluster, best->kernel, dim3(blocks / cluster * cluster), dim3(BLOCK),
+                        best->bytes, stream, p, maps, parts, row_tiles, token_tiles);
     return 1;
 }

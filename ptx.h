@@ -347,6 +347,24 @@ PTX void ptx_store_release_sys(unsigned *p, unsigned v) {
     asm volatile("st.release.sys.global.u32 [%0], %1;" :: "l"(p), "r"(v) : "memory");
 }
 
+/* ---- clusters; sm_90 ----
+ * "Parallel Synchronization: barrier.cluster".  The blocks of a cluster run at the same time; a
+ * kernel that is launched without clusters has clusters of one block.  ptx_cluster_sync waits until
+ * all threads of the cluster have called it or have ended; it shows nobody what was written. */
+PTX int ptx_cluster_rank() {
+    int rank;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+PTX int ptx_cluster_blocks() {
+    int blocks;
+    asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(blocks));
+    return blocks;
+}
+PTX void ptx_cluster_sync() {
+    asm volatile("barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.aligned;" ::: "memory");
+}
+
 /* ---- barriers in shared memory; sm_80, ptx_mbarrier_wait sm_90 ----
  * "Parallel Synchronization: mbarrier".  A phase of the barrier ends when `count` arrivals have
  * come; then the next phase begins.  Phases have the parities 0, 1, 0, 1, ….  ptx_mbarrier_wait
@@ -359,6 +377,23 @@ PTX void ptx_mbarrier_init(uint64_t *b, int count) {
 PTX void ptx_mbarrier_arrive(uint64_t *b) {
     asm volatile("{ .reg .b64 t; mbarrier.arrive.shared.b64 t, [%0]; }"
                  :: "r"(ptx_shared(b)) : "memory");
+}
+/* The same at the barrier that lies at the same place in the shared memory of the cluster's block
+ * `rank`; sm_90. */
+PTX void ptx_mbarrier_arrive_at(uint64_t *b, int rank) {
+    asm volatile("{ .reg .b32 at; mapa.shared::cluster.u32 at, %0, %1; "
+                 "mbarrier.arrive.shared::cluster.b64 _, [at]; }"
+                 :: "r"(ptx_shared(b)), "r"(rank) : "memory");
+}
+/* The current phase ends only when so many bytes more have come by ptx_copy_box; sm_90. */
+PTX void ptx_mbarrier_expect(uint64_t *b, int bytes) {
+    asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;"
+                 :: "r"(ptx_shared(b)), "r"(bytes) : "memory");
+}
+/* Shows the cluster's other blocks, and bulk copies, the barriers that this thread has initialised,
+ * if a ptx_cluster_sync follows; sm_90. */
+PTX void ptx_fence_mbarrier_init() {
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 /* Arrives by itself when all cp.async that this thread has begun so far have ended. */
 PTX void ptx_mbarrier_arrive_copies(uint64_t *b) {
@@ -374,6 +409,29 @@ PTX void ptx_mbarrier_wait(uint64_t *b, int parity) {
                      : "=r"(done) : "r"(ptx_shared(b)), "r"(parity) : "memory");
     while (!done);
 }
+/* ---- bulk copies of boxes (TMA); sm_90 ----
+ * "Data Movement and Conversion Instructions: cp.async.bulk.tensor".  `map`, a CUtensorMap, says
+ * where a matrix lies and how large a box of it is; it is a parameter of the kernel, declared
+ * __grid_constant__.  One thread begins the copy of the box whose first element is in column x of
+ * row y to smem.  What lies behind the matrix's last row comes as zeros.  When all bytes of the box
+ * have come, so many less are waited for at barrier b, which is in shared memory, too.  A box
+ * begins at a multiple of 128 bytes there, of 1024 if the map has the 128-byte swizzle.
+ * ptx_copy_box_to copies it to all blocks of the cluster whose bits are set in `blocks`, in each
+ * to the same place, and for each its own barrier at b's place counts the bytes. */
+PTX void ptx_copy_box(void *smem, const void *map, int x, int y, uint64_t *b) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%2, %3}], [%4];"
+                 :: "r"(ptx_shared(smem)), "l"(map), "r"(x), "r"(y), "r"(ptx_shared(b))
+                 : "memory");
+}
+PTX void ptx_copy_box_to(void *smem, const void *map, int x, int y, uint64_t *b, int blocks) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+                 ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;"
+                 :: "r"(ptx_shared(smem)), "l"(map), "r"(x), "r"(y), "r"(ptx_shared(b)),
+                    "h"((unsigned short)blocks)
+                 : "memory");
+}
+
 /* A wgmma after this sees what was written to shared memory before this.  "Memory Consistency
  * Model: Proxies". */
 PTX void ptx_fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }

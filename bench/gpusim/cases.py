@@ -31,13 +31,20 @@ def stage_bytes(dtype, mt, parts): return parts * 32 * mt * 128 + 128 * (128 if 
 
 # ---- structs, from the sources ----
 
+class TensorMap(ctypes.Structure):
+    """A CUtensorMap's 128 bytes as sim.cpp reads them (what the driver writes is not documented): a matrix in memory, and the box of it that a copy brings.
+    Columns count elements of `element` bytes; pitch: bytes from row to row; swizzle: 128, or 0 for none."""
+    ALIGN = 64
+    _fields_ = [(n, ctypes.c_uint64) for n in ('data', 'pitch')] + [(n, ctypes.c_uint32) for n in ('columns', 'rows', 'box_columns', 'box_rows', 'element', 'swizzle')] + [('unused', ctypes.c_uint32 * 22)]
+
+
 SCALAR = {'int': ctypes.c_int32, 'DType': ctypes.c_int32, 'unsigned': ctypes.c_uint32, 'float': ctypes.c_float, 'int64_t': ctypes.c_int64, 'size_t': ctypes.c_uint64,
-          'pointer': ctypes.c_uint64, 'float2': ctypes.c_uint64, 'uint16_t': ctypes.c_uint16, 'uint8_t': ctypes.c_uint8}
+          'pointer': ctypes.c_uint64, 'float2': ctypes.c_uint64, 'uint16_t': ctypes.c_uint16, 'uint8_t': ctypes.c_uint8, 'CUtensorMap': TensorMap}
 
 
 def read_structs(folder):
     found = dict(SCALAR)
-    for f in ('ops.h', 'product.h', 'step.cu', 'residual.cu', 'stream.cu', 'lora.cu', 'attention.cu', 'few.cu', 'top.cu', 'head.cu', 'fp4.h'):
+    for f in ('ops.h', 'product.h', 'step.cu', 'residual.cu', 'stream.cu', 'lora.cu', 'attention.cu', 'few.cu', 'top.cu', 'head.cu', 'fp4.h', 'hopper.cu'):
         text = re.sub(r'/\*.*?\*/', '', open('%s/%s' % (folder, f)).read(), flags=re.S)
         for body, name in re.findall(r'typedef struct(?: \w+)? \{([^{}]*)\} (\w+);', text):
             fields = []
@@ -50,19 +57,19 @@ def read_structs(folder):
                     of = found['pointer'] if '*' in one else found.get(m.group(1)) if re.fullmatch(r'\w+(\[\d+\])?', one) else None
                     if array and of: one, of = array.group(1), of * int(array.group(2))
                     fields.append((re.sub(r'\W', '', one), of))
-            if all(t for _, t in fields): found[name] = type(name, (ctypes.Structure,), {'_fields_': fields})
+            if all(t for _, t in fields): found[name] = type(name, (ctypes.Structure,), dict({'ALIGN': 64} if 'CUtensorMap' in body else {}, _fields_=fields))
     order = re.search(r'typedef enum \{([^}]*)\} DType', open(folder + '/safetensors.h').read()).group(1).replace(' ', '').split(',')
     assert [order.index(x) for x in ('DT_BF16', 'DT_F8_E4M3', 'DT_U8', 'DT_I32')] == [BF16, FP8, NVFP4, INT4], 'DType has changed'
     return found
 
 
-def pack(arguments, types):
-    """-> the bytes of the parameters, and [(offset, size)] of each."""
+def pack(arguments, types, base=0):
+    """-> the bytes of the parameters, which begin at `base` of their bank, and [(offset, size)] of each."""
     out, where = b'', []
     for t, v in arguments:
         c = types[t]
         b = bytes(v if isinstance(v, ctypes.Structure) else c(v))
-        out += b'\0' * (-len(out) % ctypes.alignment(c))
+        out += b'\0' * (-(base + len(out)) % getattr(c, 'ALIGN', ctypes.alignment(c)))
         where.append((len(out), len(b)))
         out += b
     return out, where
@@ -97,8 +104,9 @@ class Launch:
     """kernel: a regular expression for the mangled name.  per: how often in a step, by step name.  needed: bytes that must come from DRAM.
     reuse: how many blocks read each of them, all but the first one from the L2.
     early: it may begin before the kernel ahead has ended, as both have room on a multiprocessor.
-    in_tiles: many blocks read the same weights, so what all read is not what a sample reads.  suffix: of the architecture, 'a' for hopper.o and fp4.o."""
-    reuse, early, in_tiles, suffix = 1, True, False, ''
+    in_tiles: many blocks read the same weights, so what all read is not what a sample reads.  suffix: of the architecture, 'a' for hopper.o and fp4.o.
+    cluster: neighbouring blocks in one, where it is the launch that says so."""
+    reuse, early, in_tiles, suffix, cluster = 1, True, False, '', 1
     def __init__(self, name, kernel, grid, block, shared, arguments, memory, sample=12, flop=0, **per):
         self.name, self.kernel, self.grid, self.block, self.shared, self.arguments = name, kernel, grid, block, shared, arguments
         self.memory, self.sample, self.flop, self.needed, self.per = memory, sample, flop, memory.needed, per
@@ -448,7 +456,14 @@ class Model:
             if not routed and 2 * rows * tiles < sms: return []
             each, fixed = tokens * 128 + 128 * mr * (32 + 16 if packed else 128) + 16, 1024 + 2 * 32 * 68 * 4
             shared = fixed + min(8, (227 * 1024 - fixed) // each) * each
-            out.append(Launch(name, '13hopper_kernelILi%dELi%dELb%dE' % (mr, tokens, packed), (min(rows * tiles, sms),), 384, shared, [('Product', p), ('int', parts), ('int', rows), ('int', tiles)], m, sample=4, flop=flop, **{s: per}))
+            maps, cluster = self.Maps(), 1 if routed else 2
+            if not routed:
+                box = lambda at, rows, row, box_columns, box_rows: TensorMap(data=at, pitch=row, columns=row, rows=rows, box_columns=box_columns, box_rows=box_rows, element=1, swizzle=128 * (box_columns == 128))
+                maps.tokens = box(p.y, parts * n, 2 * width, 128, tokens // 2)
+                for h, x in enumerate((w, up or w)): maps.rows[h] = box(x.data, x.rows, width // 2 if packed else 2 * width, 32 if packed else 128, 64 * mr)
+            out.append(Launch(name, '13hopper_kernelILi%dELi%dELb%dELb%dE' % (mr, tokens, packed, not routed), (min(ceil(rows * tiles, cluster), sms // cluster) * cluster,), 384, shared,
+                              [('Product', p), ('Maps', maps), ('int', parts), ('int', rows), ('int', tiles)], m, sample=4, flop=flop, **{s: per}))
+            out[-1].cluster = cluster
         for launch in out: launch.suffix = 'a'
         out[-1].in_tiles, out[-1].reuse = True, tiles
         return out

@@ -4,7 +4,7 @@ _PER_QUARTER = dict(alu_interval=2, fma_interval=1, imad_interval=2, half_interv
 
 def _gpu(arch, sms, ghz, bandwidth, efficiency, **more):
     g = dict(_PER_QUARTER, arch=arch, sms=sms, ghz=ghz, bandwidth=bandwidth, efficiency=efficiency)
-    g.update(l1_latency=36, shared_latency=29, l2_latency=270, dram_latency=800, l2_bytes=40, l1_bytes=128 << 10, mma_interval=32, mma_latency=33,
+    g.update(l1_latency=36, shared_latency=29, l2_latency=270, dram_latency=800, l2_bytes=40, tma_latency=60, tma_interval=1, cluster_latency=180, l1_bytes=128 << 10, mma_interval=32, mma_latency=33,
              shared_sm=100 << 10, shared_limit=101376, l2_size=96 << 20, regs=65536, warps=48, blocks=24, block_start_us=.3, lead_us=3, gap_us=1.1, serial_us=.8, step_us=15)
     g.update(more)
     return g

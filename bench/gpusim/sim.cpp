@@ -9,6 +9,8 @@
 #include <cstring>
 #include <deque>
 #include <map>
+#include <memory>
+#include <queue>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -32,10 +34,10 @@ struct Ins {
     int cmp, join, columns;
 };
 #define CODES(X) X(NOP) X(ERRBAR) X(CCTL) X(CGAERRBAR) X(MEMBAR) X(FENCE) X(YIELD) X(PREEXIT) X(BMOV) X(ENDCOLLECTIVE) X(DEPBAR) X(LDGDEPBAR) X(ACQBULK) \
-    X(SYNCS) X(ARRIVES) X(WARPGROUP) X(HGMMA) X(USETMAXREG) X(WARPSYNC) X(BSSY) X(BSYNC) X(BREAK) X(BRA) X(BRX) X(CALL) X(RET) X(EXIT) X(BAR) X(IADD3) X(VIADD) X(IADD) X(IMAD) X(IABS) X(IMNMX) X(VIMNMX) X(VIMNMX3) \
+    X(UTMALDG) X(UBLKCP) X(UTMACCTL) X(UCGABAR_ARV) X(UCGABAR_WAIT) X(SYNCS) X(ARRIVES) X(WARPGROUP) X(HGMMA) X(USETMAXREG) X(WARPSYNC) X(BSSY) X(BSYNC) X(BREAK) X(BRA) X(BRX) X(CALL) X(RET) X(EXIT) X(BAR) X(IADD3) X(VIADD) X(IADD) X(IMAD) X(IABS) X(IMNMX) X(VIMNMX) X(VIMNMX3) \
     X(VIADDMNMX) X(LEA) X(LOP3) X(SHF) X(PRMT) X(SEL) X(FSEL) X(ISETP) X(FSETP) X(PLOP3) X(MOV) X(P2R) X(R2P) X(POPC) X(FLO) X(CS2R) X(S2R) X(FADD) X(FMUL) \
     X(FFMA) X(FMNMX) X(FCHK) X(MUFU) X(I2F) X(I2FP) X(F2I) X(F2F) X(F2FP) X(HADD2) X(HMUL2) X(HFMA2) X(HMMA) X(IMMA) X(QMMA) X(OMMA) X(LDG) X(LD) X(LDS) X(LDC) \
-    X(LDSM) X(LDGSTS) X(LDL) X(STL) X(STG) X(ST) X(STS) X(ATOMG) X(ATOM) X(ATOMS) X(RED) X(REDG) X(SHFL) X(VOTE) X(R2UR) X(REDUX) X(IDP) X(DMUL) X(DADD) X(DFMA) \
+    X(LDSM) X(LDGSTS) X(LDL) X(STL) X(STG) X(ST) X(STS) X(ATOMG) X(ATOM) X(ATOMS) X(RED) X(REDG) X(SHFL) X(VOTE) X(R2UR) X(REDUX) X(IDP) X(ELECT) X(DMUL) X(DADD) X(DFMA) \
     X(HSETP2) X(HMNMX2) X(I2I) X(I2IP) X(BREV) X(NANOSLEEP) X(LDCU) X(SGXT) X(BMSK)
 enum Code {
 #define X(c) c,
@@ -62,9 +64,10 @@ static void prepare(Ins &p) {
     else if (b == "BRXU") b = "BRX";
     else if (b == "UP2UR") b = "P2R", p.uniform = 1;
     else if (b == "R2UR" || b == "REDUX") {}
-    else if (b[0] == 'U' && b != "USETMAXREG") b = b.substr(1), p.uniform = 1;
+    else if (b[0] == 'U' && b != "USETMAXREG" && b.compare(0, 4, "UTMA") && b.compare(0, 4, "UBLK") && b.compare(0, 4, "UCGA")) b = b.substr(1), p.uniform = 1;
     p.code = UNKNOWN;
     for (int i = 0; i < UNKNOWN; i++) if (b == code_name[i]) p.code = i;
+    if (p.code == UTMALDG && !has(".2D") || p.code == UBLKCP && !has(".S.G")) p.code = UNKNOWN;
     if (p.code == UNKNOWN) unknown[p.op]++;
     p.m64 = has(".64"); p.x = has(".X"); p.hi = has(".HI"); p.u32_ = has(".U32") || has(".U64"); p.wide = has(".WIDE"); p.ex = has(".EX");
     p.left = has(".L"); p.s32 = has(".S32") || has(".S64"); p.w = has(".W");
@@ -81,7 +84,7 @@ static void prepare(Ins &p) {
 }
 
 /* ---- the GPU, the launch, memory ---- */
-#define CONSTANTS(X) X(fp4_interval) X(wgmma_interval) X(alu_interval) X(bandwidth) X(block_start_us) X(branch) X(dram_latency) X(efficiency) X(fma_interval) X(ghz) X(half_interval) X(imad_interval) X(l1_bytes) X(l1_latency) X(l2_bytes) X(l2_latency) X(lead_us) X(mma_interval) X(mma_latency) X(mufu_interval) X(shared_latency) X(sms)
+#define CONSTANTS(X) X(fp4_interval) X(wgmma_interval) X(alu_interval) X(bandwidth) X(block_start_us) X(branch) X(cluster_latency) X(dram_latency) X(efficiency) X(fma_interval) X(ghz) X(half_interval) X(imad_interval) X(l1_bytes) X(l1_latency) X(l2_bytes) X(l2_latency) X(lead_us) X(mma_interval) X(mma_latency) X(mufu_interval) X(shared_latency) X(sms) X(tma_interval) X(tma_latency)
 struct Gpu {                                    /* the constants of gpus.py */
 #define X(c) double c;
     CONSTANTS(X)
@@ -116,13 +119,15 @@ static u32 get(u64 a, int bytes) {
 static void put(u64 a, u32 v, int bytes) { if (uint8_t *p = real(a)) memcpy(p, &v, bytes); }
 
 struct Split { int pc; u32 mask; int wait; };   /* lanes that are at one place; wait: -1, or the barrier register (99: the block's) */
-struct Mbarrier { int count, missing, phase; i64 last, ended; };         /* arrivals of a phase, those still missing, phases that have ended; the last arrival, the end of the last phase */
-struct Block { int id[3], arrived[16], left, first_warp; std::vector<uint8_t> shared; std::map<u64, Mbarrier> mbarrier; };
+struct Mbarrier { int count, missing, bytes, phase; i64 last, ended; };  /* arrivals of a phase; arrivals and bytes still missing, phases that have ended; the last arrival, the end of the last phase */
+struct Block; struct SM;
+struct Cluster { std::vector<Block *> block; int warps, arrived, phase; i64 ended; };    /* its blocks (NULL: has ended), their warps; its barrier, as of Mbarrier */
+struct Block { int id[3], arrived[16], left, rank; std::vector<uint8_t> shared; std::map<u32, Mbarrier> mbarrier; SM *sm; std::shared_ptr<Cluster> cluster; };
 struct Warp {
     u32 R[513][32];                             /* 255, 511: zero; 512: thrown away */
     u32 P[16], B[17];                           /* predicates, a bit a lane; barrier registers */
     std::vector<Split> split;
-    int cur, index, at_barrier, done;
+    int cur, index, at_barrier, done, cluster_phase;   /* cluster_phase: which its barrier had when the warp arrived there */
     Block *block;
     i64 next, score[6], first_mma, ready_group, copied;     /* copied: when all cp.async so far have ended */
     bool by_memory[6];
@@ -141,6 +146,9 @@ struct SM {
     int resident;
     i64 finished;
     double dram, issued;
+    double tma;                                 /* when the TMA unit has asked for all lines so far */
+    std::map<u64, i64> maps;                    /* tensor map -> when the TMA unit has it */
+    std::priority_queue<std::pair<i64, double>, std::vector<std::pair<i64, double>>, std::greater<std::pair<i64, double>>> writes;     /* lines of bulk copies on their way: when, turns of the shared memory */
 };
 static int block_dim[3], grid[3];
 
@@ -211,6 +219,7 @@ static u32 special(Warp &w, const std::string &s, int lane) {
     if (s == "SR_LTMASK") return (1u << lane) - 1;
     if (s == "SR_EQMASK") return 1u << lane;
     if (s == "SR_CLOCKLO") return (u32)now;
+    if (s == "SR_CgaCtaId") return w.block->rank;
     return 0;
 }
 static std::vector<std::string> specials;
@@ -277,8 +286,65 @@ static i64 load_time(SM &s, double t, const u64 a[32], u32 m, int bytes, bool ke
     return ready;
 }
 
+static double lsu_busy;
+static void land(SM &s) {                       /* lines of bulk copies that have come take the shared memory's turns */
+    for (; !s.writes.empty() && s.writes.top().first <= now; s.writes.pop()) s.lsu = std::max(s.lsu, (double)s.writes.top().first) + s.writes.top().second, lsu_busy += s.writes.top().second;
+}
+
+/* ---- mbarriers, clusters, bulk copies ---- */
+/* n arrivals at the mbarrier at `at` of block b, and so many bytes that are expected (negative: that have come). */
+static void arrive(Block *b, u32 at, int n, int bytes, i64 when) {
+    Mbarrier &x = b->mbarrier[at & 0xffffff];
+    x.last = std::max(x.last, when); x.missing -= n; x.bytes += bytes;
+    if (x.missing <= 0 && !x.bytes) x.missing += x.count, x.phase++, x.ended = x.last;
+}
+static Block *of_rank(Block *b, u32 rank) {     /* a block of b's cluster; an address of shared memory has its number in bits 24 ... */
+    Cluster &c = *b->cluster;
+    Block *x = c.block[c.block.size() > 1 ? rank % c.block.size() : 0];
+    if (!x) unknown["to-a-block-that-has-ended"]++;
+    return x;
+}
+static void cluster_arrive(Cluster &c, int n) { c.arrived += n; if (c.warps && c.arrived >= c.warps) c.arrived = 0, c.phase++, c.ended = now + (i64)gpu.cluster_latency; }
+
+struct Line { u64 from; u32 to; int bytes; };   /* of a bulk copy: at most 128 bytes, within the box's row; bytes < 0: so many zeros, behind the matrix's edge */
+/* A bulk copy of warp w: lines are asked for one after the other, come as other loads do, of a multicast one half through each multiprocessor, and are written into the
+ * shared memory of each block of `mask` (bits; 0: of the block that `to` is in).  barrier: told of `bytes` there. */
+static void bulk_copy(SM &s, Warp &w, const std::vector<Line> &lines, u32 to, u32 barrier, int bytes, u32 mask, i64 start, int swizzle) {
+    std::vector<Block *> blocks;
+    for (u32 r = 0; r < w.block->cluster->block.size(); r++) if (mask >> r & 1) if (Block *b = of_rank(w.block, r)) blocks.push_back(b);
+    if (!mask) if (Block *b = of_rank(w.block, to >> 24)) blocks.push_back(b);
+    if (blocks.empty()) return;
+    i64 there = start; size_t i = 0;
+    for (const Line &l : lines) {
+        s.tma = std::max(s.tma, (double)start) + gpu.tma_interval;
+        u64 a[32] = {l.from}; bool memory; const int n = std::abs(l.bytes);
+        const i64 ready = (i64)gpu.tma_latency + (l.bytes < 0 ? (i64)s.tma : load_time(*blocks[i++ % blocks.size()]->sm, s.tma, a, 1, n, false, false, &memory));
+        there = std::max(there, ready);
+        for (Block *b : blocks) {
+            b->sm->writes.push({ready, n / 128.});
+            const bool known = l.bytes > 0 && real(l.from);
+            for (int k = 0; k < n; k += 4) { u32 v = l.bytes < 0 ? 0 : known ? get(l.from + k, 4) : 0x3f800000, at = l.to + k; if (swizzle) at ^= (at >> 7 & 7) << 4; memcpy(&b->shared[at & 0x3ffff], &v, 4); }
+        }
+    }
+    for (Block *b : blocks) arrive(b, barrier, 0, -bytes, there);
+}
+/* The tensor map at `map`, as cases.py writes it (TensorMap): the box at column x, row y. */
+static void tensor_copy(SM &s, Warp &w, u64 map, u32 to, u32 barrier, int x, int y, u32 mask) {
+    auto field = [&](int k) { return get(map + 4 * k, 4); };
+    const u64 data = field(0) | (u64)field(1) << 32, pitch = field(2) | (u64)field(3) << 32;
+    const int columns = field(4), rows = field(5), box_columns = field(6), box_rows = field(7), element = field(8), width = box_columns * element;
+    std::vector<Line> lines;
+    for (int r = 0; r < box_rows; r++) for (int k = 0; k < width; k += 128) {
+        int n = std::min(128, width - k), in = y + r < 0 || y + r >= rows || x < 0 ? 0 : std::min(n, std::max(0, (columns - x) * element - k));
+        if (in) lines.push_back({data + (y + r) * pitch + (i64)x * element + k, to + r * width + k, in});
+        if (n > in) lines.push_back({0, to + r * width + k + in, in - n});
+    }
+    auto have = s.maps.insert({map, now + (i64)gpu.l2_latency}).first;
+    bulk_copy(s, w, lines, to, barrier, box_rows * width, mask, std::max(now, have->second), field(9));
+}
+
 /* ---- one instruction ---- */
-static i64 issued, done_time; static double class_count[16], mma_busy, lsu_busy;
+static i64 issued, done_time; static double class_count[16], mma_busy;
 
 static void merge(Warp &w) {
     for (size_t a = 0; a < w.split.size(); a++)
@@ -324,33 +390,50 @@ static void execute(SM &s, Warp &w, int q) {
     auto fetch3 = [&](bool fl) { get32(0, a, fl); get32(1, b, fl); get32(2, c, fl); };
     i64 rel = now + 4; bool memory = false; w.next = now + std::max(1, p.stall);
     double *pipe = s.pipe[q];
-    auto lsu = [&](double turns) { s.lsu = std::max(s.lsu, (double)now) + turns; lsu_busy += turns; return s.lsu; };
-    auto arrive = [&](u64 at, i64 when) {       /* m's lanes arrive at the mbarrier at `at` */
-        Mbarrier &x = w.block->mbarrier[at];
-        x.last = std::max(x.last, when); x.missing -= __builtin_popcount(m);
-        if (x.missing <= 0) x.missing += x.count, x.phase++, x.ended = x.last;
-    };
+    auto lsu = [&](double turns) { land(s); s.lsu = std::max(s.lsu, (double)now) + turns; lsu_busy += turns; return s.lsu; };
     if (p.code == SYNCS && m && p.op.find("PHASECHK") != std::string::npos) {
         /* A wait with TRYWAIT suspends the warp: it takes no turns of the scheduler until the phase
          * has ended. */
         addresses(w, o[1], ad); value(w, o[2], a, 0);
-        const Mbarrier &x = w.block->mbarrier[ad[first]]; const bool over = (u32)(x.phase & 1) != a[first] >> 31;
+        const Mbarrier &x = w.block->mbarrier[ad[first] & 0xffffff]; const bool over = (u32)(x.phase & 1) != a[first] >> 31;
         if (!over || x.ended > now) { w.next = over ? x.ended : now + 8; return; }
+    }
+    if (p.code == UCGABAR_WAIT) {
+        const Cluster &c = *w.block->cluster; const bool over = c.phase != w.cluster_phase;
+        if (!over || c.ended > now) { w.next = over ? c.ended : now + 8; return; }
     }
     if (now >= 0) s.issued++, issued++, class_count[p.cls]++;
     switch (p.code) {
     case SYNCS:
         if (!m) break;
         addresses(w, o[1], ad);
-        if (p.op.find("EXCH") != std::string::npos) { value(w, o[2], a, 0); const int n = 0x100000 - (int)(a[first] >> 1 & 0xfffff); w.block->mbarrier[ad[first]] = {n, n, 0, 0, 0}; }
-        else if (p.op.find("ARRIVE") != std::string::npos) arrive(ad[first], (i64)lsu(1) + (i64)gpu.shared_latency);
-        else { set_pred(w, o[0], ~0u, m); rel = now + (i64)gpu.shared_latency; }
+        if (p.op.find("EXCH") != std::string::npos) { value(w, o[2], a, 0); const int n = 0x100000 - (int)(a[first] >> 1 & 0xfffff); w.block->mbarrier[ad[first] & 0xffffff] = {n, n, 0, 0, 0, 0}; }
+        else if (p.op.find("ARRIVE") != std::string::npos) {       /* A, T: arrivals and bytes expected: 0, 1, or R: the register's */
+            value(w, o[2], a, 0);
+            const bool none = p.op.find(".A0") != std::string::npos, many = p.op.find(".ART") != std::string::npos, expects = p.op.find("T0") == std::string::npos;
+            const i64 when = (i64)lsu(1) + (i64)gpu.shared_latency;
+            LANES if (m >> i & 1) if (Block *x = of_rank(w.block, (u32)ad[i] >> 24)) ::arrive(x, (u32)ad[i], none ? 0 : many ? (int)a[i] : 1, expects ? (int)a[i] : 0, when + (x != w.block ? (i64)gpu.cluster_latency : 0));
+        } else { set_pred(w, o[0], ~0u, m); rel = now + (i64)gpu.shared_latency; }
         break;
-    case ARRIVES: if (m) addresses(w, o[0], ad), arrive(ad[first], std::max(w.copied, (i64)lsu(1) + (i64)gpu.shared_latency)); break;
-    case HGMMA: {                       /* a quarter of a multiprocessor has 16 of the 64 rows; B is read once for all four */
+    case ARRIVES: if (m) { addresses(w, o[0], ad); const i64 when = std::max(w.copied, (i64)lsu(1) + (i64)gpu.shared_latency); LANES if (m >> i & 1) ::arrive(w.block, (u32)ad[i], 1, 0, when); } break;
+    case UTMALDG: case UBLKCP: {        /* [to, barrier, x, y], [tensor map] or [from], size / 16; the upper half of the register: bits of the blocks that get it */
+        if (!m) break;
+        const u32 (*to)[32] = w.R + o[0].ureg, (*from)[32] = w.R + o[1].ureg; u32 last = 0;
+        for (int k = 2; k < p.n; k++) if (o[k].kind == REG) last = w.R[o[k].idx][first];
+        const u32 mask = p.op.find("MULTICAST") != std::string::npos ? last >> 16 : 0; const u64 at = from[0][first] | (u64)from[1][first] << 32;
+        if (p.code == UTMALDG) { tensor_copy(s, w, at, to[0][first], to[1][first], (int)to[2][first], (int)to[3][first], mask); break; }
+        std::vector<Line> lines; const int size = (last & 0xffff) * 16;
+        for (int k = 0; k < size;) { const int n = std::min(size - k, 128 - (int)((at + k) & 127)); lines.push_back({at + k, to[0][first] + k, n}); k += n; }
+        bulk_copy(s, w, lines, to[0][first], to[1][first], size, mask, now, 0); break;
+    }
+    case UTMACCTL: if (m && p.op.find(".PF") != std::string::npos) s.maps.insert({w.R[o[0].ureg][first] | (u64)w.R[o[0].ureg + 1][first] << 32, now + (i64)gpu.l2_latency}); break;
+    case UCGABAR_ARV: w.cluster_phase = w.block->cluster->phase; cluster_arrive(*w.block->cluster, 1); break;
+    case UCGABAR_WAIT: break;
+    case ELECT: set_pred(w, o[0], 1u << first, m); break;
+    case HGMMA: {                       /* a quarter of a multiprocessor has 16 of the 64 rows; B is read once for all four, and A where it is in shared memory */
         if (!w.first_mma) w.first_mma = now;
         const double t = gpu.wgmma_interval * p.columns / 8;
-        lsu(p.columns * 16 * 2 / 128. / 4);
+        lsu((p.columns + (o[1].kind == MEM ? 64 : 0)) * 16 * 2 / 128. / 4);
         pipe[MMA] = std::max(pipe[MMA], (double)now) + t; mma_busy += t;
         if (o[p.n - 1].kind == NONE) w.mma_groups.push_back((i64)(pipe[MMA] + gpu.mma_latency));        /* gsb0: the last of its group */
         break;
@@ -591,32 +674,41 @@ int main(int argc, char **argv) {
     for (int k = 0; k < 3; k++) grid[k] = (int)job[std::string("grid") + "xyz"[k]], block_dim[k] = (int)job[std::string("block") + "xyz"[k]];
     const int threads = block_dim[0] * block_dim[1] * block_dim[2], n_warps = (threads + 31) / 32, sms = (int)gpu.sms, blocks = grid[0] * grid[1] * grid[2], occ = (int)job["occupancy"];
     int n_sm = std::min((int)job["sample"], std::min(sms, blocks)); if (n_sm < 1) n_sm = 1;
-    const int busy = std::min(sms, blocks); double share = std::min(1., job["reuse"] * n_sm / busy);
+    const int size = std::max(1, (int)job["cluster"]), busy = std::min(sms, blocks) / size * size; n_sm = std::max(n_sm / size, 1) * size;       /* a cluster's blocks are on neighbouring multiprocessors */
+    double share = std::min(1., job["reuse"] * n_sm / busy);
     dram_rate = gpu.bandwidth * gpu.efficiency / (gpu.ghz * 1e9) * share;
     l1_lines = (size_t)std::max(64., (gpu.l1_bytes - occ * job["shared"]) / 128);
     std::vector<SM> S(n_sm);
     const i64 lead = (i64)(job["early"] ? gpu.lead_us * gpu.ghz * 1000 : 0), start_cost = (i64)(gpu.block_start_us * gpu.ghz * 1000);
-    auto start = [&](SM &s, i64 t) {
+    auto start_block = [&](SM &s, i64 t, std::shared_ptr<Cluster> c) {
         int b = s.queue.front(); s.queue.pop_front(); Block *bl = new Block(); memset(bl->arrived, 0, sizeof bl->arrived); bl->left = n_warps; bl->shared.assign(0x40000 + 64, 0);
         bl->id[0] = b % grid[0]; bl->id[1] = b / grid[0] % grid[1]; bl->id[2] = b / grid[0] / grid[1]; s.resident++;
+        bl->sm = &s; bl->cluster = c; bl->rank = (int)c->block.size(); c->block.push_back(bl); c->warps += n_warps;
         for (int k = 0; k < n_warps; k++) {
             Warp *w = new Warp(); memset(w->R, 0, sizeof w->R); memset(w->P, 0, sizeof w->P); memset(w->B, 0, sizeof w->B); w->P[7] = w->P[15] = ~0u;
-            w->split.push_back({0, threads - 32 * k >= 32 ? ~0u : (1u << (threads - 32 * k)) - 1, -1}); w->cur = 0; w->index = k; w->at_barrier = -1; w->done = 0; w->block = bl; w->next = t; w->first_mma = 0; w->ready_group = w->copied = 0;
+            w->split.push_back({0, threads - 32 * k >= 32 ? ~0u : (1u << (threads - 32 * k)) - 1, -1}); w->cur = 0; w->index = k; w->at_barrier = -1; w->done = 0; w->cluster_phase = 0; w->block = bl; w->next = t; w->first_mma = 0; w->ready_group = w->copied = 0;
             for (int j = 0; j < 6; j++) w->score[j] = -NEVER, w->by_memory[j] = false;
             s.warps.push_back(w);
         }
         for (int k = 0; k < 4; k++) s.sleep[k] = std::min(s.sleep[k], t);
     };
+    auto start = [&](SM &s, i64 t) {            /* the next cluster, if there is one and its multiprocessors, of which s is one, have room */
+        SM *of = &S[(&s - &S[0]) / size * size];
+        for (int k = 0; k < size; k++) if (of[k].queue.empty() || of[k].resident >= occ) return;
+        std::shared_ptr<Cluster> c(new Cluster());
+        for (int k = 0; k < size; k++) start_block(of[k], t, c);
+    };
     for (int i = 0; i < n_sm; i++) {
-        SM &s = S[i]; s.lsu = s.l2 = -1e9; memset(s.pipe, 0, sizeof s.pipe); memset(s.last, 0, sizeof s.last); for (i64 &t : s.sleep) t = -lead; s.resident = 0; s.finished = 0; s.dram = s.issued = 0; for (auto &q : s.pipe) for (double &t : q) t = -1e9;
-        int sm = n_sm == 1 ? 0 : (int)((i64)i * (busy - 1) / (n_sm - 1));
+        SM &s = S[i]; s.lsu = s.l2 = s.tma = -1e9; memset(s.pipe, 0, sizeof s.pipe); memset(s.last, 0, sizeof s.last); for (i64 &t : s.sleep) t = -lead; s.resident = 0; s.finished = 0; s.dram = s.issued = 0; for (auto &q : s.pipe) for (double &t : q) t = -1e9;
+        int sm = (n_sm == size ? 0 : (int)((i64)(i / size) * (busy / size - 1) / (n_sm / size - 1))) * size + i % size;
         for (int b = sm; b < blocks; b += busy) s.queue.push_back(b);
-        for (int k = 0; k < occ && !s.queue.empty(); k++) start(s, k < job["early"] ? -lead : 0);
     }
+    for (int i = 0; i < n_sm; i += size) for (int k = 0; k < occ; k++) start(S[i], k < job["early"] ? -lead : 0);
     now = -lead; dram_free = -1e9; double idle[3] = {0}, first_sum = 0, first_n = 0; int left = n_sm;
     while (left > 0) {
         i64 soonest = NEVER;
         for (SM &s : S) if (!s.warps.empty()) for (int q = 0; q < 4; q++) {
+            land(s);
             if (s.sleep[q] > now) { soonest = std::min(soonest, s.sleep[q]); continue; }
             Warp *best = NULL; int bi = 0, count = (int)s.warps.size(), memory_waits = 0, mine = 0, bar_waits = 0; i64 wake = NEVER;
             for (int t = 0; t < count; t++) {
@@ -635,15 +727,15 @@ int main(int argc, char **argv) {
             }
             if (best) { s.last[q] = bi; execute(s, *best, q); soonest = now + 1; s.sleep[q] = now;
                 if (best->done) {
-                    Block *bl = best->block; bl->left--;
+                    Block *bl = best->block; bl->left--; bl->cluster->warps--; cluster_arrive(*bl->cluster, 0);
                     for (int id = 0; id < 16; id++) if (bl->arrived[id] && bl->arrived[id] >= bl->left && bl->left) { bl->arrived[id] = 0; for (Warp *x : s.warps) if (x->block == bl && x->at_barrier == id) { x->at_barrier = -1; for (auto &t : x->split) if (t.wait == 99) t.wait = -1; merge(*x); choose(*x); x->next = std::max(x->next, now + 12); } for (int k = 0; k < 4; k++) s.sleep[k] = now; }
                     if (!bl->left) {
                         std::vector<Warp *> rest; std::vector<Warp *> gone;
                         for (Warp *x : s.warps) (x->block == bl ? gone : rest).push_back(x);
                         for (Warp *x : gone) { if (x->first_mma) first_sum += x->first_mma, first_n++; delete x; }
-                        delete bl; s.warps = rest; s.resident--; memset(s.last, 0, sizeof s.last);
-                        if (!s.queue.empty()) start(s, now + start_cost);
-                        if (s.warps.empty()) left--;
+                        bl->cluster->block[bl->rank] = NULL; delete bl; s.warps = rest; s.resident--; memset(s.last, 0, sizeof s.last);
+                        start(s, now + start_cost);
+                        if (s.warps.empty() && s.queue.empty()) left--;
                         break;
                     }
                 } else for (Warp *x : s.warps) if (x->cur < 0) choose(*x);
@@ -656,7 +748,8 @@ int main(int argc, char **argv) {
     }
     double mean_end = 0; for (SM &s : S) mean_end += s.finished; mean_end /= n_sm;
     /* Blocks differ by their number: the sum over all multiprocessors by the trapezoid rule over the simulated ones. */
-    auto sum = [&](double SM::*what) { double t = 0; for (SM &s : S) t += s.*what; return n_sm < 3 || n_sm == busy ? t / share : (t - (S[0].*what + S[n_sm - 1].*what) / 2) * busy / (n_sm - 1); };
+    auto sum = [&](double SM::*what) { double t = 0; for (SM &s : S) t += s.*what; double ends = 0; for (int k = 0; k < size; k++) ends += S[k].*what + S[n_sm - 1 - k].*what;
+        return n_sm < 3 * size || n_sm == busy ? t / share : (t - ends / 2) * busy / (n_sm - size); };
     double end = (double)std::max<i64>(1, done_time);
     printf("backlog_us %.3f cycles %.0f us %.3f dram %.0f issued %.0f ipc %.3f first_mma_us %.3f mean_end %.3f mma %.3f lsu %.3f wait_memory %.3f wait_barrier %.3f wait_other %.3f sampled %d busy %d", (dram_free - end) / gpu.ghz / 1000, end, end / gpu.ghz / 1000, sum(&SM::dram), sum(&SM::issued),
            issued / end / n_sm, first_n ? first_sum / first_n / gpu.ghz / 1000 : 0, mean_end / end, mma_busy / end / n_sm / 4, lsu_busy / end / n_sm, idle[0] / end / n_sm / 4, idle[1] / end / n_sm / 4, idle[2] / end / n_sm / 4, n_sm, busy);

@@ -38,7 +38,7 @@ unsigned long long epoch;
 unsigned char *dynamic_shared;
 unsigned atomics;
 
-static const unsigned MAX_THREADS = 1024, MAX_BARRIERS = 16;
+static const unsigned MAX_THREADS = 1024, MAX_BARRIERS = 16, MAX_CLUSTER = 8;
 static const unsigned char GARBAGE = 0xff;
 
 /* ---- chance ---- */
@@ -138,21 +138,24 @@ static Stack *take_stack() {
     return s;
 }
 
-/* ---- the running block ---- */
+/* ---- the running cluster, of one block or more ---- */
 
 enum State { FRESH, ACTIVE, IN_WARP, AT_BARRIER, AT_MBARRIER, DONE };
 
 struct Copy { void *to; const void *from; int size, bytes; unsigned group; bool done; };        /* a cp.async under way */
 
+struct Barrier;
 struct Fiber : Thread {
     Context context;
+    unsigned rank;                      /* its block's in the cluster */
     Stack *stack;
     void *fake_stack;                   /* ASan's */
     State state;
     const char *what, *file;            /* waiting: for what, where, */
     int line;
     unsigned mask;                      /* with which lanes, */
-    int barrier, votes;                 /* at which barrier and with what result */
+    const Barrier *barrier;             /* at which barrier */
+    int votes;                          /* and with what result */
     const uint64_t *mbarrier;
     std::vector<Copy> copies;
     unsigned group;
@@ -171,17 +174,23 @@ struct Warp {
 };
 struct Barrier {
     Fiber **waiting;
-    unsigned n, passed, need;           /* those waiting, those that only arrived; need 0: all living threads */
+    unsigned n, passed, need;           /* those waiting, those that only arrived; need 0: all living threads, … */
+    const unsigned *alive;              /* … which are so many */
     int votes, line;
     const char *file;
 };
 
 static Fiber fibers[MAX_THREADS];
 static Warp warps[MAX_THREADS / 32];
-static Fiber *lists[1 + MAX_BARRIERS][MAX_THREADS];
+static const unsigned ALL_BARRIERS = MAX_CLUSTER * MAX_BARRIERS + 1;
+static Fiber *lists[1 + ALL_BARRIERS][MAX_THREADS];
 static Fiber **ready = lists[0], *fresh[MAX_THREADS];   /* can go on; not begun */
-static unsigned n_ready, n_fresh, n_threads, n_alive;
-static Barrier barriers[MAX_BARRIERS];
+static unsigned n_ready, n_fresh, n_threads, n_alive;   /* of the cluster */
+static unsigned n_blocks, block_threads, alive_in[MAX_CLUSTER];         /* blocks; threads of one; of each, living ones */
+static Barrier barriers[ALL_BARRIERS];  /* of one block after the other; the last one is the cluster's */
+static Barrier *const cluster_barrier = &barriers[ALL_BARRIERS - 1];
+static unsigned here, first_block;      /* the rank of the running thread's block; blockIdx.x of the cluster's first */
+static unsigned char *dynamic_of[MAX_CLUSTER];
 static unsigned slow_warp;              /* see draw */
 static unsigned long long idle_yields;  /* since a thread got anywhere */
 static unsigned long long grid_waits;   /* threads of the grid that have called ptx_grid_wait */
@@ -195,6 +204,15 @@ static std::vector<Shared *> shared_places;             /* in use by this block 
 static size_t shared_bytes, dynamic_bytes;
 
 UNCHECKED static Fiber *me() { return (Fiber *)self; }
+
+/* That thread runs next. */
+UNCHECKED static inline void turn_to(Fiber *f) {
+    self = f;
+    if (f->rank == here) return;
+    here = f->rank;
+    blockIdx.x = first_block + here;
+    dynamic_shared = dynamic_of[here];
+}
 
 static void print_place() {
     if (!running) return;
@@ -267,13 +285,13 @@ UNCHECKED static void suspend() {
     if (i < n_ready) {
         next = take(ready, &n_ready, i);
         if (next == f) return;
-        self = next;
+        turn_to(next);
         leave(&f->context, &next->context, &f->fake_stack, next->stack->low, next->stack->size);
     } else {
         next = take(fresh, &n_fresh, i - n_ready);
         next->stack = take_stack();
         next->state = ACTIVE;
-        self = next;
+        turn_to(next);
         leave(&f->context, &next->stack->start, &f->fake_stack, next->stack->low, next->stack->size);
     }
     arrive(f->fake_stack);
@@ -365,21 +383,25 @@ void let_host() {
 
 /* ---- barriers ---- */
 
-UNCHECKED static inline bool complete(const Barrier *b) { return b->n > 0 && b->n + b->passed >= (b->need ? b->need : n_alive); }
+UNCHECKED static inline bool complete(const Barrier *b) { return b->n > 0 && b->n + b->passed >= (b->need ? b->need : *b->alive); }
+
+/* Whether a warp's lanes that wait there can take part in nothing else: __syncthreads, or the cluster's. */
+static inline bool is_whole(const Barrier *b) { return (b - barriers) % MAX_BARRIERS == 0; }
 
 UNCHECKED static void release(Barrier *b) {
     if (watching)
         for (unsigned i = 0; i < b->n; i++) watch_leave((unsigned)(b - barriers), b->waiting[i]->linear);
     if (watching) watch_open((unsigned)(b - barriers));
-    for (unsigned i = 0; i < b->n; i++) b->waiting[i]->state = ACTIVE, b->waiting[i]->votes = b->votes;
+    for (unsigned i = 0; i < b->n; i++) {
+        b->waiting[i]->state = ACTIVE, b->waiting[i]->votes = b->votes;
+        if (is_whole(b)) warps[b->waiting[i]->linear / 32].at_barrier = 0;
+    }
     if (n_ready == 0) {
         std::swap(ready, b->waiting);
         n_ready = b->n;
     } else {
         for (unsigned i = 0; i < b->n; i++) ready[n_ready++] = b->waiting[i];
     }
-    if (b == barriers)
-        for (unsigned i = 0; i < (n_threads + 31) / 32; i++) warps[i].at_barrier = 0;
     b->n = b->passed = 0;
     b->votes = 0;
     idle_yields = 0;
@@ -398,14 +420,19 @@ void grid_launch_dependents(const char *file, int line) {
 
 static bool strict = !setting("EMU_LOOSE", 0);
 
-/* The checks of a thread that comes to a barrier. */
-static Barrier *come(Fiber *f, const char *what, int id, int count, const char *file, int line) {
-    if (id < 0 || id >= (int)MAX_BARRIERS || count % 32 || count < 0) fail("%s(%d, %d) in %s:%d: no such barrier", what, id, count, file, line);
-    Barrier *b = &barriers[id];
-    Warp *w = &warps[f->linear / 32];
+/* A thread that comes to a barrier must not be waited for by lanes of its warp. */
+static void apart(const Fiber *f, const char *what, const char *file, int line) {
+    const Warp *w = &warps[f->linear / 32];
     for (int i = 0; i < w->n_meetings; i++)
         if (w->meeting[i].mask >> f->linear % 32 & 1)
             fail("%s in %s:%d, but lanes %08x of its warp wait for it in %s", what, file, line, w->meeting[i].arrived, w->meeting[i].what);
+}
+
+/* The checks of a thread that comes to a barrier. */
+static Barrier *come(Fiber *f, const char *what, int id, int count, const char *file, int line) {
+    if (id < 0 || id >= (int)MAX_BARRIERS || count % 32 || count < 0) fail("%s(%d, %d) in %s:%d: no such barrier", what, id, count, file, line);
+    Barrier *b = &barriers[f->rank * MAX_BARRIERS + (unsigned)id];
+    apart(f, what, file, line);
     if (b->n + b->passed == 0) {
         b->file = file, b->line = line, b->need = (unsigned)count;
     } else if (b->need != (unsigned)count) {
@@ -416,13 +443,12 @@ static Barrier *come(Fiber *f, const char *what, int id, int count, const char *
     return b;
 }
 
-UNCHECKED int barrier(const char *what, int id, int count, bool vote, const char *file, int line) {
+UNCHECKED static int wait_at(Barrier *b, const char *what, bool vote, const char *file, int line) {
     Fiber *f = me();
-    Barrier *b = come(f, what, id, count, file, line);
-    if (watching) watch_come((unsigned)id, f->linear);
-    f->what = what, f->file = file, f->line = line, f->barrier = id;
+    if (watching) watch_come((unsigned)(b - barriers), f->linear);
+    f->what = what, f->file = file, f->line = line, f->barrier = b;
     f->state = AT_BARRIER;
-    if (id == 0) warps[f->linear / 32].at_barrier |= 1u << f->linear % 32;
+    if (is_whole(b)) warps[f->linear / 32].at_barrier |= 1u << f->linear % 32;
     b->votes += vote;
     b->waiting[b->n++] = f;
     if (complete(b)) release(b);        /* this one too: the last to come is not always the first to go */
@@ -430,9 +456,20 @@ UNCHECKED int barrier(const char *what, int id, int count, bool vote, const char
     return f->votes;
 }
 
+int barrier(const char *what, int id, int count, bool vote, const char *file, int line) {
+    return wait_at(come(me(), what, id, count, file, line), what, vote, file, line);
+}
+
+int cluster_rank() { return (int)here; }
+int cluster_blocks() { return (int)n_blocks; }
+void cluster_sync(const char *file, int line) {
+    apart(me(), "barrier.cluster", file, line);
+    wait_at(cluster_barrier, "barrier.cluster", false, file, line);
+}
+
 void barrier_arrive(const char *what, int id, int count, const char *file, int line) {
     Barrier *b = come(me(), what, id, count, file, line);
-    if (watching) watch_come((unsigned)id, me()->linear);
+    if (watching) watch_come((unsigned)(b - barriers), me()->linear);
     b->passed++;
     if (b->passed > b->need) fail("%s(%d, %d) in %s:%d: more threads than that", what, id, count, file, line);
     if (complete(b)) release(b);
@@ -577,6 +614,7 @@ static void *exact(size_t bytes, size_t align) {
 
 void *shared_new(Shared *s, size_t bytes, size_t align) {
     if (!self) fail("shared memory on the host");
+    if (n_blocks > 1) fail("SHARED in a cluster is not emulated");
     if (!s->p) s->p = watching ? watched_shared(bytes) : exact(bytes, align);           /* kept from block to block */
     s->bytes = bytes;
     s->epoch = epoch;
@@ -599,11 +637,14 @@ bool is_shared(const void *p, size_t bytes) {
 
 /* ---- cp.async ---- */
 
+static void copy_now(const Copy &c) {
+    if (c.bytes) memcpy(c.to, c.from, (size_t)c.bytes);
+    memset((char *)c.to + c.bytes, 0, (size_t)(c.size - c.bytes));
+}
+
 static void perform(const Copy &c) {
     watch(c.to, (size_t)c.size, WRITE);
-    if (c.done) return;
-    memcpy(c.to, c.from, (size_t)c.bytes);
-    memset((char *)c.to + c.bytes, 0, (size_t)(c.size - c.bytes));
+    if (!c.done) copy_now(c);
 }
 
 void cp_async(void *smem, const void *global, int size, int bytes, const char *file, int line) {
@@ -634,15 +675,15 @@ void cp_async_wait(int pending) {
 }
 
 /* ---- mbarrier ----
- * Its 64 bits are 16 that say it is one, the phase's parity, the arrivals of a phase, and those of them
- * that are still to come. */
+ * Its 64 bits are 16 that say it is one, the bytes that the phase still waits for (negative where they came before they were
+ * expected), the phase's parity, the arrivals of a phase, and those of them that are still to come. */
 
-struct Mbarrier { unsigned count, left, parity; };
+struct Mbarrier { int count, left, parity, bytes; };
 static const uint64_t IS_MBARRIER = 0xba44ull << 48, ANY_MBARRIER = 0xffffull << 48;
-static const unsigned MBARRIER_COUNTS = 1 << 20;
+static const int MBARRIER_COUNTS = 1 << 11, MOST_BYTES = (1 << 20) - 1;
 
-/* Arrivals that wait for copies under way, which a thread began before. */
-struct LateArrival { uint64_t *barrier; std::vector<Copy> copies; const char *file; int line; };
+/* Copies under way: an arrival that waits for those that a thread began before, or a box, of so many bytes. */
+struct LateArrival { uint64_t *barrier; std::vector<Copy> copies; int bytes; const char *what, *file; int line; };
 static std::vector<LateArrival> late;
 static std::vector<Fiber *> at_mbarrier;
 
@@ -654,28 +695,43 @@ unsigned shared_address(const void *p) {
     return 1024 + 128 + (unsigned)(c - dynamic_shared);
 }
 
+/* What is at p's place in the shared memory of the cluster's block `rank`. */
+static unsigned char *in_block(unsigned rank, const void *p, const char *what, const char *file, int line) {
+    if (rank >= n_blocks || alive_in[rank] == 0) fail("%s in %s:%d: the cluster's block %u has ended, or there is none", what, file, line, rank);
+    return dynamic_of[rank] + ((const unsigned char *)p - dynamic_shared);
+}
+
 static Mbarrier get(const uint64_t *b, const char *what, const char *file, int line) {
-    if ((uintptr_t)b % 8 || !is_shared(b, 8) || (*b & ANY_MBARRIER) != IS_MBARRIER)
+    bool there = is_shared(b, 8);
+    for (unsigned i = 0; i < n_blocks; i++)
+        there |= dynamic_bytes && (const unsigned char *)b >= dynamic_of[i] && (const unsigned char *)(b + 1) <= dynamic_of[i] + dynamic_bytes;
+    if ((uintptr_t)b % 8 || !there || (*b & ANY_MBARRIER) != IS_MBARRIER)
         fail("%s in %s:%d: %p is no mbarrier of this block", what, file, line, (const void *)b);
-    return {(unsigned)(*b >> 20) % MBARRIER_COUNTS, (unsigned)*b % MBARRIER_COUNTS,
-            (unsigned)(*b >> 40) & 1};
+    const int lowest = MBARRIER_COUNTS - 1;
+    return {(int)(*b >> 11) & lowest, (int)*b & lowest, (int)(*b >> 22) & 1, (int)(*b >> 23 & 0x1fffff) - MOST_BYTES};
 }
 
 static void put(uint64_t *b, const Mbarrier &m) {
-    *b = IS_MBARRIER | (uint64_t)m.parity << 40 | (uint64_t)m.count << 20 | m.left;
+    *b = IS_MBARRIER | (uint64_t)(m.bytes + MOST_BYTES) << 23 | (uint64_t)m.parity << 22 | (uint64_t)m.count << 11 | (uint64_t)m.left;
 }
 
 void mbarrier_init(uint64_t *b, int count, const char *file, int line) {
-    if ((uintptr_t)b % 8 || !is_shared(b, 8) || count < 1 || count >= (int)MBARRIER_COUNTS)
+    if ((uintptr_t)b % 8 || !is_shared(b, 8) || count < 1 || count >= MBARRIER_COUNTS)
         fail("mbarrier.init in %s:%d of %p for %d", file, line, (void *)b, count);
-    put(b, {(unsigned)count, (unsigned)count, 0});
+    put(b, {count, count, 0, 0});
 }
 
-static void arrive_at(uint64_t *b, const char *what, const char *file, int line) {
+/* So many arrivals and bytes come (bytes < 0: are expected).  The phase ends when none is missing. */
+static void arrive_at(uint64_t *b, int arrivals, int bytes, const char *what, const char *file, int line) {
     Mbarrier m = get(b, what, file, line);
-    if (--m.left == 0) {
+    m.left -= arrivals;
+    m.bytes -= bytes;
+    if (m.left < 0 || m.bytes > MOST_BYTES || m.bytes < -MOST_BYTES || (m.left == 0 && m.bytes < 0))
+        fail("%s in %s:%d: more arrivals or bytes than the mbarrier's phase has", what, file, line);
+    if (m.left == 0 && m.bytes == 0) {
         m.left = m.count;
         m.parity ^= 1;
+        if (watching) watch_phase(b);
         for (size_t i = at_mbarrier.size(); i-- > 0;)
             if (at_mbarrier[i]->mbarrier == b) {
                 wake(at_mbarrier[i]);
@@ -688,7 +744,17 @@ static void arrive_at(uint64_t *b, const char *what, const char *file, int line)
 }
 
 void mbarrier_arrive(uint64_t *b, const char *file, int line) {
-    arrive_at(b, "mbarrier.arrive", file, line);
+    if (watching) watch_arrive(b, me()->linear);
+    arrive_at(b, 1, 0, "mbarrier.arrive", file, line);
+}
+
+void mbarrier_arrive_at(uint64_t *b, int rank, const char *file, int line) {
+    mbarrier_arrive((uint64_t *)in_block((unsigned)rank, b, "mbarrier.arrive", file, line), file, line);
+}
+
+void mbarrier_expect(uint64_t *b, int bytes, const char *file, int line) {
+    if (bytes < 0) fail("mbarrier.expect_tx in %s:%d of %d bytes", file, line, bytes);
+    arrive_at(b, 0, -bytes, "mbarrier.expect_tx", file, line);
 }
 
 /* One of them comes; false: there is none. */
@@ -697,28 +763,63 @@ static bool late_arrival() {
     size_t i = random((unsigned)late.size());
     LateArrival a = std::move(late[i]);
     late.erase(late.begin() + (long)i);
-    for (const Copy &c : a.copies) perform(c);
-    arrive_at(a.barrier, "cp.async.mbarrier.arrive", a.file, a.line);
+    for (const Copy &c : a.copies)
+        if (!c.done) copy_now(c);
+    arrive_at(a.barrier, a.bytes == 0, a.bytes, a.what, a.file, a.line);
     return true;
 }
 
 void mbarrier_arrive_copies(uint64_t *b, const char *file, int line) {
     get(b, "cp.async.mbarrier.arrive", file, line);
-    late.push_back({b, std::move(me()->copies), file, line});
+    if (watching) watch_arrive(b, me()->linear);
+    late.push_back({b, std::move(me()->copies), 0, "cp.async.mbarrier.arrive", file, line});
     me()->copies.clear();
     if (random(4) == 0) late_arrival();
+}
+
+/* Copies a box to the blocks whose bits are set; by chance the bytes are there at once, and the barrier always hears later. */
+void copy_box(void *smem, const void *where, int x, int y, uint64_t *b, unsigned blocks, const char *file, int line) {
+    static const char what[] = "cp.async.bulk.tensor";
+    CUtensorMap map;
+    memcpy(&map, where, sizeof map);
+    if (map.mark != IS_MAP) fail("%s in %s:%d: %p is no tensor map", what, file, line, where);
+    const unsigned bytes = map.box_bytes * map.box_rows;
+    if (!is_shared(smem, bytes) || shared_address(smem) % (map.swizzle ? 1024 : 128) || x < 0)
+        fail("%s in %s:%d: a box of %u bytes from column %d to %p, unaligned or not shared memory of this block", what, file, line, bytes, x, smem);
+    for (unsigned rank = 0; rank < 32; rank++) {
+        if (!(blocks >> rank & 1)) continue;
+        unsigned char *to = in_block(rank, smem, what, file, line);
+        const bool now = random(2);
+        std::vector<Copy> copies;
+        for (unsigned i = 0; i < bytes / 16; i++) {
+            const long long row = y + (long long)(i / (map.box_bytes / 16)), at = x + (long long)(i % (map.box_bytes / 16) * 16);
+            const bool inside = row >= 0 && row < (long long)map.rows;
+            const int n = inside ? (int)std::max(0ll, std::min(16ll, (long long)map.bytes - at)) : 0;
+            const unsigned place = map.swizzle ? i ^ (i / 8 % 8) : i;
+            copies.push_back({to + 16 * place, n ? map.data + row * (long long)map.pitch + at : nullptr, 16, n, 0, now});
+            if (n) watch(copies.back().from, (size_t)n, READ);
+            watch(copies.back().to, 16, WRITE);
+            if (now) copy_now(copies.back());
+        }
+        uint64_t *barrier = (uint64_t *)in_block(rank, b, what, file, line);
+        get(barrier, what, file, line);
+        if (watching) watch_arrive(barrier, me()->linear);
+        late.push_back({barrier, std::move(copies), (int)bytes, what, file, line});
+    }
+    if (random(2) == 0) late_arrival();
 }
 
 /* The next phase, too, may end before a thread that was woken looks again: it then goes on waiting. */
 void mbarrier_wait(uint64_t *b, int parity, const char *file, int line) {
     Fiber *f = me();
     if (random(8) == 0) late_arrival();
-    while (get(b, "mbarrier.try_wait", file, line).parity == (unsigned)parity) {
+    while (get(b, "mbarrier.try_wait", file, line).parity == parity) {
         f->what = "mbarrier.try_wait", f->file = file, f->line = line, f->mbarrier = b;
         f->state = AT_MBARRIER;
         at_mbarrier.push_back(f);
         suspend();
     }
+    if (watching) watch_behind(b, f->linear);
 }
 
 /* ---- wgmma ---- */
@@ -728,8 +829,8 @@ struct Multiplications { std::vector<Multiplication> under_way; unsigned group; 
 static Multiplications multiplications[MAX_THREADS / 32];
 
 static Multiplications *mine(unsigned lanes, const char *what, const Wgmma *w) {
-    unsigned first = me()->linear / 128 * 128;
-    if (lanes != 0xffffffff || first + 128 > n_threads)
+    unsigned first = me()->linear % block_threads / 128 * 128;
+    if (lanes != 0xffffffff || first + 128 > block_threads)
         fail("%s in %s:%d: not a whole warpgroup", what, w->file, w->line);
     return &multiplications[me()->linear / 32];
 }
@@ -1001,12 +1102,13 @@ static void list_waiting(unsigned from, unsigned to) {
             if (w->meeting[i].mask == f->mask) arrived = w->meeting[i].arrived;
         fprintf(stderr, ": in %s of %s:%d, mask %08x, for lanes %08x of warp %u\n", f->what, f->file, f->line, f->mask, f->mask & w->alive & ~arrived, from / 32);
     } else if (f->state == AT_BARRIER) {
-        const Barrier *b = &barriers[f->barrier];
+        const Barrier *b = f->barrier;
         fprintf(stderr, ": at %s of %s:%d", f->what, f->file, f->line);
-        if (f->barrier) fprintf(stderr, ", barrier %d", f->barrier);
-        fprintf(stderr, ", for %u more\n", (b->need ? b->need : n_alive) - b->n - b->passed);
+        if (!is_whole(b)) fprintf(stderr, ", barrier %d", (int)((b - barriers) % MAX_BARRIERS));
+        fprintf(stderr, ", for %u more\n", (b->need ? b->need : *b->alive) - b->n - b->passed);
     } else if (f->state == AT_MBARRIER) {
-        fprintf(stderr, ": at %s of %s:%d\n", f->what, f->file, f->line);
+        const Mbarrier m = get(f->mbarrier, f->what, f->file, f->line);
+        fprintf(stderr, ": at %s of %s:%d, for %d more and %d bytes\n", f->what, f->file, f->line, m.left, m.bytes);
     } else {
         fprintf(stderr, f->state == DONE ? ": returned\n" : ": can run\n");
     }
@@ -1017,7 +1119,7 @@ static void deadlock() {
     fprintf(stderr, "emu: ");
     self = nullptr;
     print_place();
-    fprintf(stderr, "no thread can go on (threads by their number in the block)\n");
+    fprintf(stderr, "no thread can go on (threads by their number in the block, or the cluster)\n");
     unsigned from = 0;
     for (unsigned i = 1; i <= n_threads; i++) {
         const Fiber *a = &fibers[from], *b = &fibers[i];
@@ -1037,12 +1139,18 @@ static void finished(Fiber *f) {
     f->state = DONE;
     if (watching) watch_return(f->linear);
     n_alive--;
+    if (--alive_in[f->rank] == 0)
+        for (const LateArrival &a : late)
+            if (a.bytes && (unsigned char *)a.barrier >= dynamic_shared && (unsigned char *)a.barrier < dynamic_shared + dynamic_bytes)
+                fail("the block ends, and %s of %s:%d is still under way", a.what, a.file, a.line);
     idle_yields = 0;
     Warp *w = &warps[f->linear / 32];
     w->alive &= ~(1u << f->linear % 32);
     for (int i = w->n_meetings; i-- > 0;)
         if (complete(w, &w->meeting[i])) conclude(w, i, 0);
-    if (complete(&barriers[0]) && !barriers[0].need) release(&barriers[0]);
+    Barrier *own = &barriers[f->rank * MAX_BARRIERS];
+    if (complete(own) && !own->need) release(own);
+    if (complete(cluster_barrier)) release(cluster_barrier);
 }
 
 /* Runs threads on one stack, one after another as long as none of them waits. */
@@ -1065,21 +1173,28 @@ UNCHECKED static void worker() {
             f = take(fresh, &n_fresh, i - n_ready);
             f->stack = stack;
             f->state = ACTIVE;
-            self = f;
+            turn_to(f);
             continue;
         }
         Fiber *next = take(ready, &n_ready, i);
         idle_stacks[n_idle_stacks++] = stack;   /* nobody can take it before this one has left it */
-        self = next;
+        turn_to(next);
         leave(&f->context, &next->context, nullptr, next->stack->low, next->stack->size);
     }
 }
 
-static void run_block() {
+/* The cluster whose first block is blockIdx. */
+static void run_cluster() {
     epoch++;
     shared_places.clear();
     shared_bytes = 0;
-    if (dynamic_bytes) memset(dynamic_shared, GARBAGE, dynamic_bytes);
+    first_block = blockIdx.x;
+    here = 0;
+    dynamic_shared = dynamic_of[0];
+    for (unsigned i = 0; i < n_blocks; i++) {
+        alive_in[i] = block_threads;
+        if (dynamic_bytes) memset(dynamic_of[i], GARBAGE, dynamic_bytes);
+    }
     n_ready = 0;
     n_fresh = n_alive = n_threads;
     idle_yields = 0;
@@ -1097,12 +1212,12 @@ static void run_block() {
         warps[i].n_meetings = 0;
     }
     for (Barrier &b : barriers) b.passed = 0;
-    if (watching) watch_block();
+    if (watching) watch_cluster();
     forget_async();
     Fiber *f = take(fresh, &n_fresh, random(n_fresh));
     f->stack = take_stack();
     f->state = ACTIVE;
-    self = f;
+    turn_to(f);
     from_main = true;
     void *fake_stack;
     leave(&main_context, &f->stack->start, &fake_stack, f->stack->low, f->stack->size);
@@ -1111,41 +1226,51 @@ static void run_block() {
 }
 
 void run_grid(const Launch &l, const std::vector<unsigned> &ahead) {
-    static unsigned threads_of[3];
+    static unsigned threads_of[4];
     const char *mma = getenv("EMU_MMA");
     truncating = mma && !strcmp(mma, "truncate");
     running = &l;
     gridDim = l.grid;
     grid_waits = 0;
-    n_threads = l.block.x * l.block.y * l.block.z;
+    block_threads = l.block.x * l.block.y * l.block.z;
+    n_blocks = l.cluster;
+    n_threads = n_blocks * block_threads;
     if (!barriers[0].waiting)
-        for (unsigned i = 0; i < MAX_BARRIERS; i++) barriers[i].waiting = lists[1 + i];
-    if (threads_of[0] != l.block.x || threads_of[1] != l.block.y || threads_of[2] != l.block.z) {
-        threads_of[0] = l.block.x, threads_of[1] = l.block.y, threads_of[2] = l.block.z;
+        for (unsigned i = 0; i < ALL_BARRIERS; i++) {
+            barriers[i].waiting = lists[1 + i];
+            barriers[i].alive = i / MAX_BARRIERS < MAX_CLUSTER ? &alive_in[i / MAX_BARRIERS] : &n_alive;
+        }
+    if (threads_of[0] != l.block.x || threads_of[1] != l.block.y || threads_of[2] != l.block.z || threads_of[3] != n_blocks) {
+        threads_of[0] = l.block.x, threads_of[1] = l.block.y, threads_of[2] = l.block.z, threads_of[3] = n_blocks;
         for (unsigned i = 0; i < n_threads; i++) {
+            const unsigned k = i % block_threads;
             fibers[i].linear = i;
-            fibers[i].index = {i % l.block.x, i / l.block.x % l.block.y, i / l.block.x / l.block.y};
+            fibers[i].rank = i / block_threads;
+            fibers[i].index = {k % l.block.x, k / l.block.x % l.block.y, k / l.block.x / l.block.y};
         }
     }
     blockDim = l.block;
     dynamic_bytes = l.shared;
     if (watching) watch_launch(l.name, l.dependent ? ahead : std::vector<unsigned>());
-    dynamic_shared = watching ? watched_dynamic(l.shared) : (unsigned char *)exact(l.shared ? l.shared : 1, 128);
+    for (unsigned i = 0; i < n_blocks; i++) {
+        dynamic_of[i] = watching ? watched_dynamic(l.shared, i) : (unsigned char *)exact(l.shared ? l.shared : 1, 128);
 #ifdef EMU_ASAN
-    if (!l.shared) ASAN_POISON_MEMORY_REGION(dynamic_shared, 1);
+        if (!l.shared) ASAN_POISON_MEMORY_REGION(dynamic_of[i], 1);
 #endif
-    unsigned long long n = (unsigned long long)l.grid.x * l.grid.y * l.grid.z;
+    }
+    unsigned long long n = (unsigned long long)l.grid.x * l.grid.y * l.grid.z / n_blocks;
     std::vector<unsigned> order(n);
     for (unsigned i = 0; i < n; i++) order[i] = i;
     for (unsigned left = (unsigned)n; left > 0; left--) {
         unsigned k = random(left), b = order[k];
         order[k] = order[left - 1];
+        b *= n_blocks;
         blockIdx = {b % l.grid.x, b / l.grid.x % l.grid.y, b / l.grid.x / l.grid.y};
-        run_block();
+        run_cluster();
     }
     if (l.dependent && grid_waits < n * n_threads)
         fail("launched with programmatic dependent launch, but of its %llu threads some do not call ptx_grid_wait (%llu calls)", n * n_threads, grid_waits);
-    if (!watching) free(dynamic_shared);
+    for (unsigned i = 0; i < n_blocks && !watching; i++) free(dynamic_of[i]);
     dynamic_shared = nullptr;
     dynamic_bytes = 0;
     running = nullptr;

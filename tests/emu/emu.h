@@ -18,11 +18,12 @@
  *   kernel then stays as it is until the host waits or queries again (cudaStreamQuery), and no
  *   other kernel begins before it has ended.  So EMU_SEED alone still decides the order.
  *   cp.async copies at once or not before the wait, by chance, so that both a missing wait and a buffer refilled too
- *   early show.  So do wgmma's products, and arrivals at an mbarrier that wait for copies.
+ *   early show.  So do wgmma's products, bulk copies of boxes, and arrivals at an mbarrier that wait for copies.
  *
  * What it reports, by kernel, block and thread, and aborts
  *   threads that wait for ever, and for what; an operation of a warp whose mask names a lane that waits elsewhere;
- *   __syncthreads in different lines (EMU_LOOSE=1: allowed); cp.async and ldmatrix on unaligned or not shared memory; any other
+ *   __syncthreads in different lines (EMU_LOOSE=1: allowed); cp.async and ldmatrix on unaligned or not shared memory; boxes that
+ *   a tensor map cannot have, more bytes than an mbarrier expects, a block that ends before its bulk copies have; any other
  *   access to an unaligned address, compiled with -fsanitize=alignment; in a kernel
  *   that is launched with programmatic dependent launch, threads that do not call ptx_grid_wait, or only after
  *   ptx_grid_launch_dependents; a host that waits for a kernel that waits for the host.
@@ -32,8 +33,8 @@
  * What it does not do
  *   Nothing runs at the same time: no data race inside one statement, no memory model (every write is seen at once; a
  *   missing volatile does not show, a missing __threadfence only to emu_watch.cpp), no timing.  A thread is only interrupted where it waits.
- *   A block never runs beside another one: no grid barrier, no clusters, no spinning on what a later block writes (the
- *   last-block-done pattern is fine).  Programmatic dependent launch is plain stream order: what a kernel reads before
+ *   A block never runs beside another one that is not of its cluster: no grid barrier, no spinning on what a later block
+ *   writes (the last-block-done pattern is fine).  A cluster has 1024 threads at most, and no SHARED.  Programmatic dependent launch is plain stream order: what a kernel reads before
  *   ptx_grid_wait is never too old, but emu_watch.cpp reports it where it could be.
  *   No reconvergence: lanes are only together at operations with a mask, hence __activemask() is the caller alone.
  *   Approximate functions (__expf) are exact, tensor cores add in float in their own order, rounded (EMU_MMA=truncate: cut off, as
@@ -96,8 +97,9 @@
 #define DYNAMIC_SHARED(type, name) type *const name = (type *)emu::dynamic_shared
 
 /* GPU_LAUNCH(kernel, grid, block, shared bytes, stream, arguments);  a template in parentheses: GPU_LAUNCH((f<8, true>), ... */
-#define GPU_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
-    emu::launch(#kernel, kernel, grid, block, shared_bytes, stream, ##__VA_ARGS__)
+#define GPU_LAUNCH(kernel, ...) emu::launch(#kernel, kernel, __VA_ARGS__)
+/* The same in clusters of `cluster` blocks. */
+#define GPU_LAUNCH_CLUSTERS(cluster, kernel, ...) emu::launch_clusters(cluster, #kernel, kernel, __VA_ARGS__)
 
 /* ---- where a thread is ---- */
 
@@ -105,7 +107,7 @@ namespace emu {
 
 struct Thread {
     uint3 index;                        /* threadIdx */
-    unsigned linear;                    /* its number in the block */
+    unsigned linear;                    /* its number in the cluster, where each block has a multiple of 32 */
     bool waited;                        /* ptx_grid_wait was called */
 };
 extern Thread *self;                    /* the running thread; NULL on the host */

@@ -26,8 +26,15 @@ inline void mma(const char *what, WarpFinish *finish, void *d, const unsigned *a
 unsigned shared_address(const void *p);
 void mbarrier_init(uint64_t *b, int count, const char *file, int line);
 void mbarrier_arrive(uint64_t *b, const char *file, int line);
+void mbarrier_arrive_at(uint64_t *b, int rank, const char *file, int line);
+void mbarrier_expect(uint64_t *b, int bytes, const char *file, int line);
 void mbarrier_arrive_copies(uint64_t *b, const char *file, int line);
 void mbarrier_wait(uint64_t *b, int parity, const char *file, int line);
+
+void copy_box(void *smem, const void *map, int x, int y, uint64_t *b, unsigned blocks, const char *file, int line);
+int cluster_rank();
+int cluster_blocks();
+void cluster_sync(const char *file, int line);
 
 /* A product of a warpgroup is done warp by warp: each has rows of its own. */
 struct Wgmma {
@@ -150,6 +157,18 @@ static inline void ptx_mbarrier_init(uint64_t *b, int count, EMU_HERE) {
     emu::mbarrier_init(b, count, EMU_AT);
 }
 static inline void ptx_mbarrier_arrive(uint64_t *b, EMU_HERE) { emu::mbarrier_arrive(b, EMU_AT); }
+static inline void ptx_mbarrier_arrive_at(uint64_t *b, int rank, EMU_HERE) { emu::mbarrier_arrive_at(b, rank, EMU_AT); }
+static inline void ptx_mbarrier_expect(uint64_t *b, int bytes, EMU_HERE) { emu::mbarrier_expect(b, bytes, EMU_AT); }
+static inline void ptx_fence_mbarrier_init() {}
+static inline void ptx_copy_box(void *smem, const void *map, int x, int y, uint64_t *b, EMU_HERE) {
+    emu::copy_box(smem, map, x, y, b, 1u << emu::cluster_rank(), EMU_AT);
+}
+static inline void ptx_copy_box_to(void *smem, const void *map, int x, int y, uint64_t *b, int blocks, EMU_HERE) {
+    emu::copy_box(smem, map, x, y, b, (unsigned)blocks, EMU_AT);
+}
+static inline int ptx_cluster_rank() { return emu::cluster_rank(); }
+static inline int ptx_cluster_blocks() { return emu::cluster_blocks(); }
+static inline void ptx_cluster_sync(EMU_HERE) { emu::cluster_sync(EMU_AT); }
 static inline void ptx_mbarrier_arrive_copies(uint64_t *b, EMU_HERE) {
     emu::mbarrier_arrive_copies(b, EMU_AT);
 }

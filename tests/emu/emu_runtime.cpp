@@ -325,6 +325,10 @@ cudaError_t enqueue(const Launch &launch, cudaStream_t s) {
     if ((unsigned long long)l.grid.x * l.grid.y * l.grid.z > 0xffffffff)
         return wrong(cudaErrorInvalidConfiguration, l.name, "more blocks than can be emulated");
     if (l.shared > limit_of(l.kernel)) return result(cudaErrorInvalidValue);
+    if (l.cluster < 1 || l.cluster > 8 || l.grid.x % l.cluster || (l.cluster > 1 && !can_overlap()))
+        return wrong(cudaErrorInvalidConfiguration, l.name, "clusters that the grid is no multiple of, or before sm_90");
+    if (l.cluster > 1 && (l.cluster * l.block.x * l.block.y * l.block.z > 1024 || l.block.x * l.block.y * l.block.z % 32))
+        return wrong(cudaErrorInvalidConfiguration, l.name, "a larger cluster than can be emulated");
     l.shared_limit = dynamic_limit.count(l.kernel) ? shared_optin() : 48 * 1024;
     if (plan) return plan->push_back(l), cudaSuccess;
     return result(push(stream(s), [l] { n_launches++; run_grid(l, ahead); }, {}, KERNEL));
@@ -503,6 +507,33 @@ cudaError_t cudaDeviceSynchronize() {
     NOT_IN_CAPTURE("cudaDeviceSynchronize");
     emu_waits++;
     drain_all();
+    return cudaSuccess;
+}
+/* Refuses what the driver API's reference forbids in "Tensor Map Object Management", and memory that is not the device's. */
+CUresult cuTensorMapEncodeTiled(CUtensorMap *map, CUtensorMapDataType, cuuint32_t rank, void *data, const cuuint64_t *size,
+                                const cuuint64_t *pitch, const cuuint32_t *box, const cuuint32_t *step, CUtensorMapInterleave,
+                                CUtensorMapSwizzle swizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
+    API;
+    bool pinned;
+    const char *why = rank != 2 ? "a matrix has two dimensions"
+        : (uintptr_t)data % 16 || pitch[0] % 16 || pitch[0] >> 40 ? "unaligned"
+        : !size[0] || !size[1] || (size[0] - 1) >> 32 || (size[1] - 1) >> 32 || pitch[0] < size[0] ? "the size"
+        : !box[0] || !box[1] || box[0] > 256 || box[1] > 256 || box[0] % 16 || step[0] != 1 || step[1] != 1 ? "the box"
+        : swizzle == CU_TENSOR_MAP_SWIZZLE_128B && box[0] > 128 ? "a box wider than the swizzle"
+        : on_device(data, (size[1] - 1) * pitch[0] + size[0], &pinned) != 1 ? "not inside device memory" : nullptr;
+    if (why) {
+        if (!quiet) fprintf(stderr, "emu: cuTensorMapEncodeTiled: %s\n", why);
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    *map = {IS_MAP, (const unsigned char *)data, size[0], size[1], pitch[0], box[0], box[1], swizzle};
+    return CUDA_SUCCESS;
+}
+cudaError_t cudaGetDriverEntryPointByVersion(const char *symbol, void **function, unsigned, unsigned long long,
+                                             cudaDriverEntryPointQueryResult *found) {
+    DEVICE;
+    const bool known = !strcmp(symbol, "cuTensorMapEncodeTiled");
+    *function = known ? (void *)cuTensorMapEncodeTiled : nullptr;
+    if (found) *found = known ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
     return cudaSuccess;
 }
 cudaError_t cudaDeviceReset() { return cudaDeviceSynchronize(); }

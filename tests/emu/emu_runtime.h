@@ -11,6 +11,10 @@ enum cudaError_t {
     cudaErrorNotSupported = 801, cudaErrorStreamCaptureUnsupported = 900, cudaErrorStreamCaptureInvalidated = 901,
     cudaErrorStreamCaptureUnjoined = 904, cudaErrorStreamCaptureImplicit = 906, cudaErrorUnknown = 999
 };
+enum cudaDriverEntryPointQueryResult {
+    cudaDriverEntryPointSuccess, cudaDriverEntryPointSymbolNotFound, cudaDriverEntryPointVersionNotSufficent
+};
+enum { cudaEnableDefault = 0 };
 enum cudaMemcpyKind { cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice, cudaMemcpyDefault };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8, cudaFuncAttributePreferredSharedMemoryCarveout = 9 };
 enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeThreadLocal, cudaStreamCaptureModeRelaxed };
@@ -63,6 +67,8 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device);
 cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr a, int device);
 cudaError_t cudaRuntimeGetVersion(int *version);
 cudaError_t cudaDriverGetVersion(int *version);
+cudaError_t cudaGetDriverEntryPointByVersion(const char *symbol, void **function, unsigned version, unsigned long long flags,
+                                             cudaDriverEntryPointQueryResult *found = nullptr);
 cudaError_t cudaDeviceSynchronize();
 cudaError_t cudaDeviceReset();
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total);
@@ -138,6 +144,7 @@ struct Launch {
     const void *kernel;
     dim3 grid, block;
     size_t shared, shared_limit;        /* dynamic; with SHARED's */
+    unsigned cluster;                   /* blocks of one */
     bool dependent;                     /* launched with programmatic dependent launch: from sm_90 on, GPU_LAUNCH's are */
     std::shared_ptr<void> call;         /* the kernel and its arguments */
     void (*thread)(void *call);         /* runs one thread */
@@ -177,13 +184,18 @@ inline Launch prepare(const char *name, void (*kernel)(P...), dim3 grid, dim3 bl
     static_assert(sizeof...(P) == sizeof...(A), "the kernel takes another number of arguments");
     static_assert((std::is_trivially_copyable<P>::value && ...), "a kernel's arguments are copied as bytes");
     std::shared_ptr<void> call(new Call<P...>{kernel, std::tuple<P...>(static_cast<P>(a)...)}, [](void *p) { delete (Call<P...> *)p; });
-    return {name, (const void *)kernel, grid, block, shared, 0, false, call, Call<P...>::thread};
+    return {name, (const void *)kernel, grid, block, shared, 0, 1, false, call, Call<P...>::thread};
+}
+template <class... P, class... A>
+inline cudaError_t launch_clusters(int cluster, const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStream_t s, A &&...a) {
+    Launch l = prepare(name, kernel, grid, block, shared, std::forward<A>(a)...);
+    l.cluster = (unsigned)cluster;
+    l.dependent = can_overlap();
+    return enqueue(l, s);
 }
 template <class... P, class... A>
 inline cudaError_t launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStream_t s, A &&...a) {
-    Launch l = prepare(name, kernel, grid, block, shared, std::forward<A>(a)...);
-    l.dependent = can_overlap();
-    return enqueue(l, s);
+    return launch_clusters(1, name, kernel, grid, block, shared, s, std::forward<A>(a)...);
 }
 
 }
@@ -203,7 +215,7 @@ template <class... P> inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultipro
 }
 
 /* The launch that can carry attributes.  Programmatic dependent launch is plain stream order here, but its kernel must call
- * ptx_grid_wait: else it could finish, and let the next one begin, before the one ahead of it has.  No clusters. */
+ * ptx_grid_wait: else it could finish, and let the next one begin, before the one ahead of it has.  Clusters lie along x. */
 enum cudaLaunchAttributeID { cudaLaunchAttributeIgnore = 0, cudaLaunchAttributeClusterDimension = 4, cudaLaunchAttributeProgrammaticStreamSerialization = 6 };
 union cudaLaunchAttributeValue {
     int programmaticStreamSerializationAllowed;
@@ -222,12 +234,35 @@ template <class... P, class... A>
 inline cudaError_t launch_with(const char *text, const cudaLaunchConfig_t *c, void (*kernel)(P...), A &&...a) {
     Launch l = prepare(text, kernel, c->gridDim, c->blockDim, c->dynamicSmemBytes, std::forward<A>(a)...);
     for (unsigned i = 0; i < c->numAttrs; i++) {
-        if (c->attrs[i].id == cudaLaunchAttributeClusterDimension) return cudaErrorNotSupported;
+        if (c->attrs[i].id == cudaLaunchAttributeClusterDimension) {
+            if (c->attrs[i].val.clusterDim.y != 1 || c->attrs[i].val.clusterDim.z != 1) return cudaErrorNotSupported;
+            l.cluster = c->attrs[i].val.clusterDim.x;
+        }
         if (c->attrs[i].id == cudaLaunchAttributeProgrammaticStreamSerialization) l.dependent = c->attrs[i].val.programmaticStreamSerializationAllowed;
     }
     return enqueue(l, c->stream);
 }
 }
+/* Of libcuda: tensor maps, of matrices of bytes alone.  What the map has in it is the emulation's own. */
+typedef unsigned cuuint32_t;
+typedef unsigned long long cuuint64_t;
+enum CUresult { CUDA_SUCCESS = 0, CUDA_ERROR_INVALID_VALUE = 1 };
+enum CUtensorMapDataType { CU_TENSOR_MAP_DATA_TYPE_UINT8 };
+enum CUtensorMapInterleave { CU_TENSOR_MAP_INTERLEAVE_NONE };
+enum CUtensorMapSwizzle { CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_SWIZZLE_128B = 3 };
+enum CUtensorMapL2promotion { CU_TENSOR_MAP_L2_PROMOTION_NONE, CU_TENSOR_MAP_L2_PROMOTION_L2_256B = 3 };
+enum CUtensorMapFloatOOBfill { CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE };
+struct CUtensorMap {
+    uint64_t mark;
+    const unsigned char *data;
+    unsigned long long bytes, rows, pitch;              /* of a row; how many; from one to the next */
+    unsigned box_bytes, box_rows, swizzle;
+};
+CUresult cuTensorMapEncodeTiled(CUtensorMap *map, CUtensorMapDataType type, cuuint32_t rank, void *data, const cuuint64_t *size,
+                                const cuuint64_t *pitch, const cuuint32_t *box, const cuuint32_t *step, CUtensorMapInterleave interleave,
+                                CUtensorMapSwizzle swizzle, CUtensorMapL2promotion promotion, CUtensorMapFloatOOBfill fill);
+namespace emu { static const uint64_t IS_MAP = 0x70616d726f736e65; }
+
 #define cudaLaunchKernelEx(...) emu::launch_with(#__VA_ARGS__, __VA_ARGS__)
 
 #endif

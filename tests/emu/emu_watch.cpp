@@ -80,7 +80,7 @@ void *watched_shared(size_t bytes) {
     if (!shared_room) {
         shared_room = (unsigned char *)reserve(SHARED_ROOM);
         shared_cells = (SharedCell *)reserve(SHARED_ROOM / 4 * sizeof(SharedCell));
-        shared_used = DYNAMIC_ROOM;
+        shared_used = 8 * DYNAMIC_ROOM;         /* as many as a cluster has blocks */
     }
     void *p = shared_room + shared_used;
     shared_used += (bytes + 127) / 128 * 128;
@@ -88,15 +88,15 @@ void *watched_shared(size_t bytes) {
     return p;
 }
 
-unsigned char *watched_dynamic(size_t bytes) {
+unsigned char *watched_dynamic(size_t bytes, unsigned rank) {
     watched_shared(0);
     if (bytes > DYNAMIC_ROOM) fail("%zu bytes of dynamic shared memory", bytes);
-    return shared_room;
+    return shared_room + rank * DYNAMIC_ROOM;
 }
 
 /* ---- who is behind whom ---- */
 
-static const unsigned WARPS = 32, BARRIERS = 16;
+static const unsigned WARPS = 32, BARRIERS = 8 * 16 + 1;        /* of a cluster; 16 of each block, and its own */
 struct Clocks { unsigned of[WARPS]; };
 
 /* What a warp knows: until when it is behind the others, and until when they had called a fence.  Both are passed on at barriers. */
@@ -123,12 +123,17 @@ static void tick(unsigned warp) {
 static unsigned my_warp() { return self->linear / 32; }
 static unsigned now(unsigned warp) { return known[warp].done.of[warp]; }
 
-void watch_block() {
+/* What is passed on at each mbarrier: by the arrivals of this phase, and of those that have ended. */
+struct Phases { Knowledge now, ended; };
+static std::map<const void *, Phases> mbarriers;
+
+void watch_cluster() {
     for (unsigned w = 0; w < WARPS; w++) known[w] = {}, known[w].done.of[w] = 1;
     for (Knowledge &b : at_barrier) b = {};
     returned = {};
     acquired.clear();
     usable.clear();
+    mbarriers.clear();
 }
 
 void watch_come(unsigned barrier, unsigned thread) {
@@ -137,10 +142,21 @@ void watch_come(unsigned barrier, unsigned thread) {
 }
 void watch_leave(unsigned barrier, unsigned thread) {
     join(&known[thread / 32], at_barrier[barrier]);
-    if (barrier == 0) join(&known[thread / 32], returned);
+    if (barrier % 16 == 0) join(&known[thread / 32], returned);
 }
 void watch_open(unsigned barrier) { at_barrier[barrier] = {}; }
 void watch_return(unsigned thread) { join(&returned, known[thread / 32]); }
+
+void watch_arrive(const void *mbarrier, unsigned thread) {
+    join(&mbarriers[mbarrier].now, known[thread / 32]);
+    tick(thread / 32);
+}
+void watch_phase(const void *mbarrier) {
+    Phases *p = &mbarriers[mbarrier];
+    join(&p->ended, p->now);
+    p->now = {};
+}
+void watch_behind(const void *mbarrier, unsigned thread) { join(&known[thread / 32], mbarriers[mbarrier].ended); }
 
 static bool knows(unsigned warp, unsigned other, unsigned clock) { return warp == other || known[warp].done.of[other] >= clock; }
 
