@@ -666,8 +666,8 @@ static int check_attached(const Options *o, NamedFile written) {
 }
 
 /* Refuses - as a file that is written (it would not mean stdout, which has the answer) and as two
- * files that are read.  Refuses a file for two purposes, unless it is the conversation that --load
- * reads and --save writes. */
+ * files that are read.  Refuses a file for two purposes, of which one may be stdout's, unless it is
+ * the conversation that --load reads and --save writes. */
 static int check_written(const Options *o) {
     Buf save_cache = {0}, load_cache = {0};
     if (o->save) buf_printf(&save_cache, "%s.kv", o->save);
@@ -679,7 +679,7 @@ static int check_written(const Options *o) {
         {"--load", o->load}, {"--load", load_cache.data}, {"--ids", o->ids_file},
         {"--text", o->text_file}, {"--request", o->request_file},
         {"--reference", o->reference_file}, {"--tools", o->tools},
-        {"--json-schema", o->json_schema},
+        {"--json-schema", o->json_schema}, {"stdout", "/dev/stdout"},
     };
     int n = sizeof files / sizeof *files, status = 0;
     for (int i = 0; i < N_WRITTEN && !status; i++) {

@@ -544,6 +544,14 @@ def test_one_new_file_for_two_purposes(odd, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_file_of_stdout(odd, tmp_path):
+    """The answer would be lost with the file that is replaced."""
+    with open(tmp_path / 'out', 'wb') as out:
+        done = run('-m', odd, '--save', tmp_path / 'out', 'hello', stdout=out)
+    assert done.returncode == 2 and b'/out: stdout names this file, too' in done.stderr
+    assert [f.name for f in tmp_path.iterdir()] == ['out']
+
+
 def test_arguments_that_are_not_utf8(odd):
     latin = os.fsdecode(b'caf\xe9')
     for call, name in [((latin,), 'the question'), (('-p', latin), '-p'), (('-s', latin, 'hello'), '-s')]:
