@@ -709,6 +709,7 @@ __global__ void warpgroup(const uint16_t *w, const uint16_t *x, float *y, int co
         ptx_mbarrier_init(full + threadIdx.x, 32);
         ptx_mbarrier_init(free + threadIdx.x, 4);
     }
+    ptx_grid_wait();
     __syncthreads();
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     if (threadIdx.x >= 128) {
@@ -1333,6 +1334,15 @@ __global__ void same_place(int *p, bool atomic) {
     else *p = 1;
 }
 
+/* The kernels of test_warpgroup and test_boxes: a place that is read before it is full, written before it is empty. */
+static void test_races_at_mbarriers(void **) {
+    setenv("EMU_CC", "9.0", 1);
+    for (int seed = 1; seed <= 3; seed++) assert_true(multiplies<0>(seed) && brings<0>(seed));
+    assert_says(death([] { multiplies<1>(1); }), "shared memory which another warp has written since the last barrier");
+    assert_says(death([] { multiplies<2>(1); }), "shared memory which another warp has ");
+    assert_says(death([] { brings<3>(1); }), "shared memory which another warp has ");
+}
+
 static void test_races_of_blocks(void **) {
     Buffer<int> part(4 * 64), sum(1);
     Buffer<unsigned> ticket(std::vector<unsigned>(1));
@@ -1510,7 +1520,7 @@ int main() {
     if (emu::watching) {
         const CMUnitTest races[] = {
             cmocka_unit_test(test_before_the_grid_wait), cmocka_unit_test(test_loads_of_constants), cmocka_unit_test(test_races_of_warps),
-            cmocka_unit_test(test_races_of_blocks),
+            cmocka_unit_test(test_races_of_blocks), cmocka_unit_test(test_races_at_mbarriers),
         };
         return cmocka_run_group_tests(races, nullptr, nullptr);
     }
