@@ -22,7 +22,7 @@
  * The copies of dense matrices are bulk copies (TMA): one thread begins the copy of a box of up to
  * 128 rows, which a tensor map describes, and `full` counts the bytes that have come.  Two blocks
  * form a cluster.  Both have the same tokens and neighbouring rows, and each brings one half of the
- * tokens to both, so the L2 cache is read for 2/3 to 3/4 of the bytes that a stage has.
+ * tokens to both, so the L2 cache is read for 61 to 75 % of the bytes that come.
  *
  * The copies of experts are cp.async, 16 bytes each, of all threads of the producer.  Tensor maps
  * of sm_90 cannot gather rows, which the tokens of an expert need: the list that is sorted by
@@ -536,7 +536,7 @@ typedef struct {
 } Variant;
 
 /* A large tile has twice the products of a small one.  Its cost is about what bench/gpusim predicts
- * for an H200: 1.65 times the time of a small tile of NVFP4, 1.74 times that of BF16.  To tune it,
+ * for an H200: 1.69 times the time of a small tile of NVFP4, 1.62 times that of BF16.  To tune it,
  * time both tiles with bench/gpu_bench.py kernels on an H100. */
 #define VARIANT(mr, n, packed, dense, cost) \
     {GROUPS * 64 * mr, n, packed, dense, Shape<mr, n, packed, dense>::bytes, cost, \

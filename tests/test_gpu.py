@@ -666,9 +666,9 @@ def test_unknown_switch():
 
 # ---------------------------------------------------------------------------------------------- H100, H200
 
-def kernels(only, **settings):
+def kernels(only, program='test_kernels', **settings):
     """Operations of the emulated GPU that fail against plain.c's; how many there were."""
-    done = subprocess.run([ROOT / 'build' / 'tests' / 'test_kernels', only], env=environment(**settings),
+    done = subprocess.run([ROOT / 'build' / 'tests' / program, only], env=environment(**settings),
                           capture_output=True, text=True, timeout=600)
     found = re.findall(r'^\[ +(OK|FAILED) +\] .*[^:]$', done.stdout + done.stderr, re.M)
     assert (done.returncode == 0) == ('FAILED' not in found), done.stdout + done.stderr
@@ -686,6 +686,10 @@ def test_wgmma_with_sums_that_are_cut_off():
     """As test_sums_that_are_cut_off."""
     cut = {'EMU_CC': '9.0', 'EMU_SMS': '2', 'EMU_MMA': 'truncate', 'GEMMA4_CUDA': 'wgmma'}
     assert kernels('64 tokens, 65', **cut) == (0, 1)
+
+
+def test_kernels_of_hopper_have_no_race():
+    assert kernels('many tiles*', program='race_kernels', EMU_CC='9.0', EMU_SMS='2', GEMMA4_CUDA='wgmma') == (0, 6)
 
 
 def test_wgmma_is_for_hopper():

@@ -856,6 +856,7 @@ UNCHECKED static void perform(const Multiplication &m) {
         for (unsigned k = 0; k < 16; k++) {
             unsigned at = start + (unsigned)j / 8 * eight + (unsigned)j % 8 * 128 + 2 * k;
             const unsigned char *p = place_of(at ^ (at >> 7 & 7) << 4);
+            if (k % 8 == 0) watch(p, 16, READ);
             b[k][j] = bf16_to_float(*(const uint16_t *)p);
         }
     for (int lane = 0; lane < 32; lane++)

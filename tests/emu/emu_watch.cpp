@@ -8,8 +8,8 @@
  *   kernel ahead of it writes, or to write what that one reads or writes, as it may still run.  gpu.h says why only that one.
  *   A load that takes memory for constant (ptx_load_once16, __ldg) of bytes that this kernel writes, or the one ahead: also after
  *   the wait, since this one may have begun before.
- *   Two accesses of a block to the same bytes by different warps, one of them a write, without a barrier between them.  A cp.async
- *   writes from its issue until it was waited for.
+ *   Two accesses of a block to the same bytes by different warps, one of them a write, without a barrier between them: an
+ *   mbarrier, too, or the cluster's.  A cp.async writes from its issue until it was waited for, a bulk copy until its mbarrier was.
  *   The same by two blocks of a kernel, in device memory, unless the first has called __threadfence and then an atomic operation,
  *   and the second that operation behind it and then __threadfence.  Two atomic operations are no race.
  *

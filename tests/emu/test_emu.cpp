@@ -709,6 +709,7 @@ __global__ void warpgroup(const uint16_t *w, const uint16_t *x, float *y, int co
         ptx_mbarrier_init(full + threadIdx.x, 32);
         ptx_mbarrier_init(free + threadIdx.x, 4);
     }
+    ptx_grid_wait();
     __syncthreads();
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     if (threadIdx.x >= 128) {
@@ -791,6 +792,96 @@ static void test_warpgroup(void **) {
         GPU_LAUNCH(no_mbarrier, 1, 32, 8, 0);
         cudaDeviceSynchronize();
     }), "is no mbarrier");
+}
+
+/* ---- bulk copies, clusters ---- */
+
+/* out [2 blocks][32 rows][128 bytes]: both blocks of a cluster get the box in column x of row y, of which each brings 16 rows to
+ * both.  WRONG: 1 fewer bytes are expected than come, 2 more, 3 nobody waits, 4 the box is unaligned, 5 a block ends while the
+ * other one may still arrive at its barrier. */
+template <int WRONG> __global__ void boxes(const __grid_constant__ CUtensorMap map, unsigned char *out, int x, int y) {
+    DYNAMIC_SHARED(unsigned char, shared);
+    unsigned char *place = shared + (1024 - ptx_shared(shared) % 1024) % 1024;
+    uint64_t *full = (uint64_t *)(place + 4096), *read = full + 1;
+    const int rank = ptx_cluster_rank();
+    if (threadIdx.x == 0) {
+        ptx_mbarrier_init(full, 1);
+        ptx_mbarrier_init(read, 1);
+        ptx_fence_mbarrier_init();
+    }
+    ptx_grid_wait();
+    ptx_cluster_sync();
+    if (threadIdx.x == 0) {
+        ptx_mbarrier_expect(full, WRONG == 1 ? 4080 : WRONG == 2 ? 4112 : 4096);
+        ptx_copy_box_to(place + rank * 2048 + (WRONG == 4 ? 128 : 0), &map, x, y + 16 * rank, full, 3);
+        ptx_mbarrier_arrive(full);
+    }
+    if (WRONG != 3) ptx_mbarrier_wait(full, 0);
+    for (unsigned i = threadIdx.x; i < 4096; i += 64) out[blockIdx.x * 4096 + i] = place[i];
+    if (threadIdx.x == 0) ptx_mbarrier_arrive_at(read, rank ^ 1);
+    if (WRONG != 5) ptx_cluster_sync();
+}
+
+/* The map of `rows` rows, with the swizzle. */
+static CUresult encode(CUtensorMap *map, const void *data, unsigned long long bytes, unsigned long long rows, unsigned long long pitch,
+                       unsigned box_bytes, unsigned box_rows) {
+    decltype(&cuTensorMapEncodeTiled) function;
+    cudaDriverEntryPointQueryResult found;
+    OK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", (void **)&function, 12000, cudaEnableDefault, &found));
+    assert_int_equal(found, cudaDriverEntryPointSuccess);
+    const cuuint64_t size[] = {bytes, rows};
+    const cuuint32_t box[] = {box_bytes, box_rows}, step[] = {1, 1};
+    return function(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, (void *)data, size, &pitch, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                    CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_NONE, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+}
+
+/* Whether both blocks get what they should of 40 rows of 176 bytes. */
+template <int WRONG> static bool brings(int seed) {
+    const int rows = 40, bytes = 176, pitch = 192, x = 64, y = 20;
+    std::vector<unsigned char> m(rows * pitch);
+    for (size_t i = 0; i < m.size(); i++) m[i] = (unsigned char)(i % 251 + 1);
+    Buffer<unsigned char> dm(m), out(std::vector<unsigned char>(8192, 99));
+    CUtensorMap map;
+    assert_int_equal(encode(&map, dm.p, bytes, rows, pitch, 128, 16), CUDA_SUCCESS);
+    emu::seed((unsigned long long)seed);
+    OK(GPU_LAUNCH_CLUSTERS(2, boxes<WRONG>, 2, 64, 4096 + 16 + 1024, 0, map, out.p, x, y));
+    OK(cudaDeviceSynchronize());
+    std::vector<unsigned char> got = out.get();
+    for (int i = 0; i < 8192; i++) {
+        const int r = i % 4096 / 128, b = i % 128, row = y + r, col = x + (b / 16 ^ r % 8) * 16 + b % 16;
+        if (got[i] != (row < rows && col < bytes ? m[row * pitch + col] : 0)) return false;
+    }
+    return true;
+}
+
+template <int WRONG> static bool brings_wrong() {
+    for (int seed = 1; seed <= 10; seed++)
+        if (!death([=] { if (!brings<WRONG>(seed)) __trap(); }).empty()) return true;
+    return false;
+}
+
+static void test_boxes(void **) {
+    setenv("EMU_CC", "9.0", 1);
+    for (int seed = 1; seed <= 10; seed++) assert_true(brings<0>(seed));
+    assert_says(death([] { brings<1>(1); }), "more arrivals or bytes than the mbarrier's phase has");
+    assert_says(death([] { brings<2>(1); }), "for 0 more and 16 bytes");
+    assert_true(brings_wrong<3>());
+    assert_says(death([] { brings<4>(1); }), "unaligned or not shared memory");
+    assert_true(brings_wrong<5>());
+
+    Buffer<unsigned char> m(4096);
+    CUtensorMap map;
+    emu::quiet = true;
+    assert_int_equal(encode(&map, m.p, 128, 16, 128, 128, 16), CUDA_SUCCESS);
+    assert_int_equal(encode(&map, m.p + 8, 128, 16, 128, 128, 16), CUDA_ERROR_INVALID_VALUE);
+    assert_int_equal(encode(&map, m.p, 128, 16, 136, 128, 16), CUDA_ERROR_INVALID_VALUE);
+    assert_int_equal(encode(&map, m.p, 256, 16, 256, 144, 16), CUDA_ERROR_INVALID_VALUE);
+    assert_int_equal(encode(&map, m.p, 16, 256, 16, 16, 257), CUDA_ERROR_INVALID_VALUE);
+    assert_int_equal(encode(&map, m.p, 128, 33, 128, 128, 16), CUDA_ERROR_INVALID_VALUE);
+    assert_int_equal(GPU_LAUNCH_CLUSTERS(2, boxes<0>, 3, 64, 8192, 0, map, m.p, 0, 0), cudaErrorInvalidConfiguration);
+    setenv("EMU_CC", "8.6", 1);
+    assert_int_equal(GPU_LAUNCH_CLUSTERS(2, boxes<0>, 2, 64, 8192, 0, map, m.p, 0, 0), cudaErrorInvalidConfiguration);
+    emu::quiet = false;
 }
 
 /* ---- atomics ---- */
@@ -1243,6 +1334,15 @@ __global__ void same_place(int *p, bool atomic) {
     else *p = 1;
 }
 
+/* The kernels of test_warpgroup and test_boxes: a place that is read before it is full, written before it is empty. */
+static void test_races_at_mbarriers(void **) {
+    setenv("EMU_CC", "9.0", 1);
+    for (int seed = 1; seed <= 3; seed++) assert_true(multiplies<0>(seed) && brings<0>(seed));
+    assert_says(death([] { multiplies<1>(1); }), "shared memory which another warp has written since the last barrier");
+    assert_says(death([] { multiplies<2>(1); }), "shared memory which another warp has ");
+    assert_says(death([] { brings<3>(1); }), "shared memory which another warp has ");
+}
+
 static void test_races_of_blocks(void **) {
     Buffer<int> part(4 * 64), sum(1);
     Buffer<unsigned> ticket(std::vector<unsigned>(1));
@@ -1420,7 +1520,7 @@ int main() {
     if (emu::watching) {
         const CMUnitTest races[] = {
             cmocka_unit_test(test_before_the_grid_wait), cmocka_unit_test(test_loads_of_constants), cmocka_unit_test(test_races_of_warps),
-            cmocka_unit_test(test_races_of_blocks),
+            cmocka_unit_test(test_races_of_blocks), cmocka_unit_test(test_races_at_mbarriers),
         };
         return cmocka_run_group_tests(races, nullptr, nullptr);
     }
@@ -1432,7 +1532,8 @@ int main() {
         cmocka_unit_test(test_cp_async), cmocka_unit_test(test_mma), cmocka_unit_test(test_scaled_mma),
         cmocka_unit_test(test_mma_that_cuts_off),
         cmocka_unit_test(test_ldmatrix),
-        cmocka_unit_test(test_warpgroup), cmocka_unit_test(test_atomics),
+        cmocka_unit_test(test_warpgroup), cmocka_unit_test(test_boxes),
+        cmocka_unit_test(test_atomics),
         cmocka_unit_test(test_streams_are_lazy), cmocka_unit_test(test_graphs),
         cmocka_unit_test(test_kernels_that_wait_for_the_host),
         cmocka_unit_test(test_dependent_launch),
