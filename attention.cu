@@ -840,7 +840,10 @@ __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS,
     }
     if (FUSED) ptx_grid_wait();
     ptx_grid_launch_dependents();
-    if (w.split >= w.splits) return;
+    if (w.split >= w.splits) {          /* no keys are left for this block */
+        bring_ahead(l.o, a.ahead);
+        return;
+    }
 
     /* 2. FUSED: q [16][dim] lies where the second tile of keys will be. */
     float *fresh_q = (float *)(shared + KEYS * pitch);
@@ -961,11 +964,13 @@ __device__ static inline void load_rows(uint8_t *to, int pitch, const uint8_t *c
 }
 
 /* The work of this block of prompt_kernel.  A unit is a tile of rows of one key/value head.  The
- * first a.unsplit units have one block each, the others a.splits. */
+ * first a.unsplit units have one block each, the others a.splits.  First come the blocks with split
+ * 0, as some of the others may have no keys. */
 __device__ static inline Work prompt_work(const Attend &a, int n_keys) {
-    const int x = blockIdx.x, rest = max(x - a.unsplit, 0), splits = x < a.unsplit ? 1 : a.splits;
-    const int unit = min(x, a.unsplit) + rest / splits;
-    return unit_work(a, unit, PROMPT_ROWS, n_keys, rest % splits, splits, false);
+    const int x = blockIdx.x, rest = x - a.unsplit, splits = rest < 0 ? 1 : a.splits;
+    const int shared_units = max(((int)gridDim.x - a.unsplit) / splits, 1);
+    const int unit = rest < 0 ? x : a.unsplit + rest % shared_units;
+    return unit_work(a, unit, PROMPT_ROWS, n_keys, max(rest, 0) / shared_units, splits, false);
 }
 
 /* Fills q with the fragments of the warp's 16 queries: BLOCKS blocks of 16 dimensions, every
@@ -1014,7 +1019,8 @@ __device__ static inline void softmax_tile(float s[N / 8][4], float factor[2], f
  * attend_kernel.  norm_rope_kernel, the kernel before, writes q and the cache: both are read after
  * ptx_grid_wait.
  *
- *   1. Thread 0 finds the block's rows and keys; the first K is on its way.
+ *   1. The block brings its share of o for the next product (bring_ahead), also where it has no
+ *      keys; thread 0 finds the block's rows and keys; the first K is on its way.
  *   2. Load the queries as fragments.
  *   3. For each tile of keys: scores, mask, exponentials, sums over V.
  *   4. Write the result, or a partial result, which join_attend_kernel joins with the others. */
@@ -1037,6 +1043,7 @@ __global__ static void __launch_bounds__(DIM > 256 ? 256 : 128, 1)
     const int slots = (int)a.kv.slots;
 
     /* 1. The block's rows and keys. */
+    bring_ahead(l.o, a.ahead);
     ptx_grid_wait();
     ptx_grid_launch_dependents();
     if (threadIdx.x == 0) w = prompt_work(a, N);
@@ -1158,7 +1165,8 @@ static const AttendVariant attend_variant[ATTEND_VARIANTS] = {
     {attend_kernel<true, 1, 4, 256>, 1, 4, KEYS, 0, 0},
 };
 
-/* How n tokens are attended to.  It depends on n and the layer, never on the position. */
+/* How n tokens are attended to.  It depends on n and the layer; only of steps that are never
+ * recorded on the position, too. */
 typedef struct {
     const AttendVariant *variant;       /* NULL: plain_attend_kernel */
     int fused;                          /* attend_kernel norms q and writes K and V itself */
@@ -1185,13 +1193,17 @@ static const AttendVariant *prompt_variant(const Layer *l, const KvCache *kv) {
  * an incomplete last turn are split into as many blocks as end soonest, in at most two shorter
  * turns.  But where two blocks fit on a multiprocessor (per_sm 2), only fewer units than places
  * are split: there a block that is alone on a multiprocessor is faster.
- * blocks: two on each multiprocessor.  most: the largest number of splits. */
-static void share_out(AttendPlan *p, int units, int blocks, int per_sm, int64_t most) {
+ * blocks: two on each multiprocessor.  most: the largest number of splits.  one_tile: there is one
+ * tile of keys, so all blocks but the first of each unit only bring what is read next: no second
+ * turn of them. */
+static void share_out(AttendPlan *p, int units, int blocks, int per_sm, int64_t most,
+                      bool one_tile) {
     int places = blocks * per_sm / 2, rest = 0, turns = 1;
+    const int most_blocks = one_tile ? places : 2 * places;
     if (units < places) rest = units;
     else if (per_sm == 1 && places) rest = units % places;
     p->splits = 1;
-    for (int s = 2; rest && s <= most && rest * s <= 2 * places; s++) {
+    for (int s = 2; rest && s <= most && rest * s <= most_blocks; s++) {
         int t = (rest * s + places - 1) / places;
         if (t * p->splits >= turns * s) continue;
         p->splits = s;
@@ -1203,10 +1215,12 @@ static void share_out(AttendPlan *p, int units, int blocks, int per_sm, int64_t 
 /* The plan for n tokens of layer l.
  * parts: PARTS of more than 16 tokens: 1 (prompt_kernel) or 2 (attend_kernel); see "Numbers" above.
  * 16 tokens or fewer always have 2, which costs nothing there: they wait for memory.
+ * seen: no token sees more keys, the n new ones among them.  Where they are one tile, no query has
+ * two partial results to be joined.
  * blocks: so many fill the GPU, two on each multiprocessor; 0: no keys are split.
  * limit: bytes of shared memory that a block can have. */
-static AttendPlan attend_plan(const Layer *l, const KvCache *kv, int n_heads, int n, int parts,
-                              int blocks, size_t limit) {
+static AttendPlan attend_plan(const Layer *l, const KvCache *kv, int n_heads, int n, int64_t seen,
+                              int parts, int blocks, size_t limit) {
     int dim = l->head_dim, group = n_heads / l->n_kv_heads, rows = n * group;
     int turning = kv->k_dim / 2, fp8 = kv->dtype == DT_F8_E4M3;
     AttendPlan p = {};
@@ -1234,11 +1248,12 @@ static AttendPlan attend_plan(const Layer *l, const KvCache *kv, int n_heads, in
     int units = l->n_kv_heads * p.tiles;
     /* Tiles of the most keys that a row sees, and one more where they begin within a tile. */
     int64_t most_tiles = (kv->slots + v->keys - 1) / v->keys + 1;
+    const bool one_tile = seen <= v->keys;
     int numbers = (rows < n_rows ? rows : n_rows) * dim;        /* of a partial result */
     p.join_blocks = (numbers + JOINED_NUMBERS - 1) / JOINED_NUMBERS;
     if (prompt) {
-        share_out(&p, units, blocks, v->per_sm, most_tiles);
-        p.joined_apart = p.splits > 1;
+        share_out(&p, units, blocks, v->per_sm, most_tiles, one_tile);
+        p.joined_apart = p.splits > 1 && !one_tile;
         p.partials = p.joined_apart ? (size_t)(units - p.unsplit) * p.splits : 0;
         return p;
     }
@@ -1248,7 +1263,8 @@ static AttendPlan attend_plan(const Layer *l, const KvCache *kv, int n_heads, in
     if (p.splits > most_tiles) p.splits = (int)most_tiles;
     if (p.splits > JOIN && is_short) p.splits = JOIN;
     if (p.splits < 1) p.splits = 1;
-    const bool joined = p.splits > 1 || p.fused || n <= STREAMED_TOKENS;
+    const bool apart = p.fused || n <= STREAMED_TOKENS;         /* however few the keys are */
+    const bool joined = apart || (p.splits > 1 && !one_tile);
     p.partials = joined ? (size_t)units * p.splits : 0;
     p.joined_apart = joined && !is_short;
     return p;

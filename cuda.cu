@@ -338,7 +338,7 @@ static void cuda_embed_soft(Device *d, int first, int count, const float *soft) 
  * each. */
 static void many_qkv(Device *d, const Layer *l) {
     const int pitch = l->q.rows + 2 * l->k.rows;
-    norms(d, {l->input_norm, 1, d->y_parts, d->y}, {}, {});
+    norms(d, {l->input_norm, 1, d->y_parts, d->y}, {}, {}, l->q);
     if (!takes_fp4(d, l->q) && !d->wgmma)
         qkv_product(d, l->q, l->k, l->v, d->y, d->n, d->y_parts, d->qkv);
     else {
@@ -392,7 +392,6 @@ static void cuda_attend(Device *d, const Layer *host, const KvCache *kv) {
         a.vector = d->att_vector[l->global];
         a.vector_parts = vector_parts(d);
         a.packed = is_nibbles(l->o);
-        if (p.variant) a.ahead = d->ahead / (l->n_kv_heads * p.splits * p.tiles);
     }
     launch_attend(d, a, p);
 }
@@ -475,7 +474,7 @@ static void cuda_mlp(Device *d, const Layer *host) {
     uint16_t *y_router = c->n_experts ? d->y_router : NULL;
     norms(d, {l->pre_mlp_norm, 1, d->y_parts, d->y},
           {l->pre_experts_norm, 1, d->y_parts, y_experts},
-          {l->router_scale, 1 / sqrtf(c->hidden), 3, y_router});
+          {l->router_scale, 1 / sqrtf(c->hidden), 3, y_router}, l->gate);
     if (!on_cpu(d, host)) many_dense(d, l);
 }
 

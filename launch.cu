@@ -312,17 +312,19 @@ static void settled(Device *d, int in_place) {
     if (!in_place) d->at = !d->at;
 }
 
-/* Launches norm_kernel: up to three norms of r, n vectors of `hidden` numbers. */
-static void norms_of(Device *d, const Residual &r, int n, int hidden, NormTo a, NormTo b,
-                     NormTo c) {
+/* Launches norm_kernel: up to three norms of r, n vectors of `hidden` numbers.  next: the matrix
+ * that is read next. */
+static void norms_of(Device *d, const Residual &r, int n, int hidden, NormTo a, NormTo b, NormTo c,
+                     const Weight &next = Weight()) {
     size_t shared = 4 * (size_t)spare_floats(hidden);
-    GPU_LAUNCH(norm_kernel, dim3(n), dim3(STREAM_THREADS), shared, d->stream, r, hidden, a, b, c);
+    GPU_LAUNCH(norm_kernel, dim3(n), dim3(STREAM_THREADS), shared, d->stream, r, hidden, a, b, c,
+               next, d->ahead / n);
     launched("norms");
 }
 
 /* Several tokens: up to three norms of the settled residual stream. */
-static void norms(Device *d, NormTo a, NormTo b, NormTo c) {
-    norms_of(d, residual(d, 1), d->n, d->c->hidden, a, b, c);
+static void norms(Device *d, NormTo a, NormTo b, NormTo c, const Weight &next = Weight()) {
+    norms_of(d, residual(d, 1), d->n, d->c->hidden, a, b, c, next);
     settled(d, 1);
 }
 
@@ -638,19 +640,22 @@ static void gelu_of(Device *d, const float *sums, int rows, int size, const Spli
 
 /* ---- attention ---- */
 
-/* How this step's tokens are attended to. */
+/* How this step's tokens are attended to.  A step that may be recorded serves every position. */
 static AttendPlan plan_attention(const Device *d, const Layer *l, const KvCache *kv) {
-    return attend_plan(l, kv, d->c->n_heads, d->n, d->attend_parts, d->row_blocks, d->shared_limit);
+    const int64_t seen = d->n > MAX_RECORDED ? d->next->pos + d->n : INT64_MAX;
+    return attend_plan(l, kv, d->c->n_heads, d->n, seen, d->attend_parts, d->row_blocks,
+                       d->shared_limit);
 }
 
 /* Launches the kernel that p names, with a, and the kernel that joins its partial results. */
-static void launch_attend(Device *d, const Attend &a, const AttendPlan &p) {
+static void launch_attend(Device *d, Attend a, const AttendPlan &p) {
     const AttendVariant *v = p.variant;
     const int heads = a.l.n_kv_heads, units = heads * p.tiles;
     dim3 grid = dim3(heads * p.splits, p.tiles);
     if (v && v->head_dim) grid = dim3(p.unsplit + (units - p.unsplit) * p.splits);
     if (v) {
         const dim3 threads(32 * v->row_warps * v->col_warps);
+        a.ahead = d->ahead / (int)(grid.x * grid.y);
         GPU_LAUNCH(v->kernel, grid, threads, p.shared, d->stream, a);
     } else {
         grid = dim3(heads, a.n);

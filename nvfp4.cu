@@ -460,7 +460,8 @@ template <int FORMAT, int MT, int PARTS> struct WarpTile {
      * `partial` [gridDim.z][N][THREADS].  The last block to arrive adds them up, in the order of
      * the blocks, so that the bits are the same in every run: there join returns true, and acc is
      * the sum.  In the others it returns false.  ticket counts the blocks that have arrived; it is
-     * zero before and after.  Both are the tile's own. */
+     * zero before and after.  Both are the tile's own.  All numbers of a block are asked for before
+     * the first is added: one after the other, the waits for them took longer than the product. */
     __device__ bool join(float4 *partial, unsigned *ticket) {
         SHARED(unsigned, arrived);
         float (*flat)[4] = (float (*)[4])acc;
@@ -476,44 +477,64 @@ template <int FORMAT, int MT, int PARTS> struct WarpTile {
         __threadfence();
         if (threadIdx.x == 0) *ticket = 0;
 #pragma unroll
-        for (int i = 0; i < N; i++) {
-            flat[i][0] = flat[i][1] = flat[i][2] = flat[i][3] = 0;
-            for (unsigned z = 0; z < gridDim.z; z++) {
-                float4 x = __ldcg(&partial[((size_t)z * N + i) * THREADS + threadIdx.x]);
-                flat[i][0] += x.x;
-                flat[i][1] += x.y;
-                flat[i][2] += x.z;
-                flat[i][3] += x.w;
+        for (int i = 0; i < 4 * N; i++) flat[i / 4][i % 4] = 0;
+#pragma unroll 2
+        for (unsigned z = 0; z < gridDim.z; z++) {
+            float4 x[N];
+#pragma unroll
+            for (int i = 0; i < N; i++)
+                x[i] = __ldcg(&partial[((size_t)z * N + i) * THREADS + threadIdx.x]);
+#pragma unroll
+            for (int i = 0; i < N; i++) {
+                flat[i][0] += x[i].x;
+                flat[i][1] += x[i].y;
+                flat[i][2] += x[i].z;
+                flat[i][3] += x[i].w;
             }
         }
         return true;
     }
 
-    /* Writes the tile's results to p.out or, joined by gelu, to p.act. */
-    __device__ void store(const Product &p, const GemmTile &tile) const {
-        const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, rows = tile.w.rows;
-        const size_t act_width = padded(rows);
+    /* put(place, line, first, second) gets the tile's results, of lines `line` and line + 8.  A
+     * thread has 4 * N of them. */
+    template <class Put> __device__ void each(const GemmTile &tile, Put put) const {
+        const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
         const float by = FORMAT == TILE_ANY ? 1 : factor(tile.w);
         const float by_up = FORMAT == TILE_ANY ? 1 : factor(tile.up);
+        const float by_second = tile.up.data ? by_up : by;
 #pragma unroll
         for (int i = 0; i < 2 * N; i++) {
             const int r = i / (2 * EIGHTS), j = i / 2 % EIGHTS, k = i % 2;
-            const int token = 8 * (j * GROUPS + group) + 2 * t + k, line = line0 + 16 * r;
-            if (token >= tile.tokens.count) continue;
-            const size_t place = tile.tokens.first + token;
-            const float first = acc[r][j][k] * by, second = acc[r][j][2 + k];
-            if (tile.up.data) {
-                const int row = tile.row0 + line / 2 + g;
+            const int token = 8 * (j * GROUPS + group) + 2 * t + k;
+            if (token < tile.tokens.count)
+                put(tile.tokens.first + token, line0 + 16 * r + g, acc[r][j][k] * by,
+                    acc[r][j][2 + k] * by_second);
+        }
+    }
+
+    /* Writes the tile's results to p.out or, joined by gelu, to p.act.  Which of the two is decided
+     * once: a block that many wait for would take 2 us for deciding it for each number. */
+    __device__ void store(const Product &p, const GemmTile &tile) const {
+        const int rows = tile.w.rows;
+        const size_t act_width = padded(rows);
+        if (tile.up.data)
+            return each(tile, [&](int place, int line, float first, float second) {
+                const int row = tile.row0 + line / 16 * 8 + line % 8;
                 if (row < rows)
                     put_parts(p.act + place * act_width + row, p.n_act * act_width, PARTS,
-                              gelu_times(first, second * by_up));
-                continue;
-            }
-            const int row = tile.row0 + line + g;
-            float *out = p.out + place * p.pitch + tile.out_column + row;
-            if (row < rows) out[0] = soft_cap(first, p.softcap);
-            if (row + 8 < rows) out[8] = soft_cap(second * by, p.softcap);
-        }
+                              gelu_times(first, second));
+            });
+        auto put = [&](int place, int line, float first, float second) {
+            const int row = tile.row0 + line;
+            float *out = p.out + (size_t)place * p.pitch + tile.out_column + row;
+            if (row < rows) out[0] = first;
+            if (row + 8 < rows) out[8] = second;
+        };
+        if (p.softcap > 0)
+            each(tile, [&](int place, int line, float first, float second) {
+                put(place, line, soft_cap(first, p.softcap), soft_cap(second, p.softcap));
+            });
+        else each(tile, put);
     }
 };
 

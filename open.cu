@@ -187,7 +187,8 @@ static MostAttention most_attention(const Device *d, int max_n) {
         kv.slots = INT32_MAX;
         for (int n = 1; n <= max_n; n++)
             for (int parts = 1; parts <= 2; parts++) {
-                AttendPlan p = attend_plan(l, &kv, c->n_heads, n, parts, d->row_blocks, SIZE_MAX);
+                AttendPlan p = attend_plan(l, &kv, c->n_heads, n, INT64_MAX, parts, d->row_blocks,
+                                           SIZE_MAX);
                 most.partials = larger(most.partials, p.partials);
                 most.partial_floats = larger(most.partial_floats, p.partials * p.partial_floats);
             }

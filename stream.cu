@@ -897,19 +897,6 @@ __device__ static inline void multiply_run(Feed &feed, int &slot, int &free, int
  * tune it, compare bench/gpusim --gpu 4090 --step decode. */
 #define AHEAD (24 << 10)
 
-/* Begins to bring the first n bytes of this block's share of w, which a later kernel reads, into
- * the L2 cache.  A kernel calls it when its own loads have been begun.  The threads that call it
- * share the lines.  w.data NULL: nothing. */
-__device__ static inline void bring_ahead(const Weight &w, int n) {
-    if (!w.data) return;
-    const unsigned blocks = gridDim.x * gridDim.y, block = blockIdx.x + gridDim.x * blockIdx.y;
-    const unsigned lines = (unsigned)((size_t)w.rows * row_bytes(w) / UNIT_BYTES);
-    const int share = (int)(lines / blocks);
-    const uint8_t *from = w.data + (size_t)UNIT_BYTES * share * block;
-    for (int i = threadIdx.x; i < share && i < n / UNIT_BYTES; i += blockDim.x)
-        ptx_prefetch_l2(from + UNIT_BYTES * i);
-}
-
 /* v becomes this lane's sums of eight rows of weights, from the accumulators of multiply_unit: lane
  * 4 * r + t gets those of row r with two rows of the vector, 2t and 2t + 1 when full, otherwise
  * 2 (t % 2) and 2 (t % 2) + 1.  Of tokens with ROW_PARTS parts the parts are added up: lane t = 0

@@ -274,7 +274,7 @@ static void see_attend(Device *d) {
     /* The plan is one for at least 17 tokens: for fewer, attend_kernel would norm and turn q, k and
      * v itself, which see_rope_kernel has done. */
     const int planned = n > 16 ? n : 17;
-    launch_attend(d, a, attend_plan(&a.l, &a.kv, n_heads, planned, d->attend_parts, 0,
+    launch_attend(d, a, attend_plan(&a.l, &a.kv, n_heads, planned, n, d->attend_parts, 0,
                                     d->shared_limit));
 }
 

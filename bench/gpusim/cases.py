@@ -12,7 +12,7 @@ BF16, FP8, NVFP4, INT4, INT8 = 2, 4, 5, 6, 106  # DType (INT8: INT4's with 8 bit
 BYTES = {BF16: 2, FP8: 1, NVFP4: .5, INT4: .5, INT8: 1}         # of a number
 # The format of attention, of the dense MLP and of the experts.  mixed, fp8, int4 and int8 have cases for decode alone.
 LAYOUTS = {'nvidia': (BF16, BF16, NVFP4), 'fp4': (NVFP4, NVFP4, NVFP4), 'mixed': (FP8, NVFP4, NVFP4), 'fp8': (FP8, FP8, FP8), 'int4': (INT4, INT4, INT4), 'int8': (INT8, INT8, INT8)}
-THREADS, WARPS, GEMM_SHARED, JOIN, CHUNK = 256, 8, 96 * 1024, 17, 2048
+THREADS, WARPS, GEMM_SHARED, JOIN, CHUNK, SLOTS = 256, 8, 96 * 1024, 17, 2048, 8192       # SLOTS: of a session's context, at least
 JOINED_BY_BLOCK, JOINED_NUMBERS = 1024, 128     # attention.cu
 AHEAD = 24 << 10                                # stream.cu
 STREAM_WARPS, DEEP, SHALLOW = 12, 5, 3         # stream.cu
@@ -171,7 +171,7 @@ class Model:
         """n tokens behind self.context others (attend_plan in attention.cu): attention, and what joins its partial results."""
         m = Memory()
         l, (hd, kv) = self.layer(m, kind), ((512, 2) if kind == 'global' else (256, 8))
-        slots = self.context + n + 64 if kind == 'global' else min(WINDOW + CHUNK, self.context + n + 64)
+        slots = max(SLOTS, self.context + n) if kind == 'global' else WINDOW + CHUNK
         group = HEADS // kv
         rows, wide = n * group, hd > 256
         few, cw, short = n <= 16, 2 if wide else 1, False
@@ -191,11 +191,13 @@ class Model:
         else:
             places, splits = self.blocks * (1 if wide else 2) // 2, 1
             rest, turns = units if units < places else units % places if wide else 0, 1
-            for k in range(2, min(most, 2 * places // max(rest, 1)) + 1) if rest else ():
+            one_tile = self.context + n <= keys
+            for k in range(2, min(most, (1 if one_tile else 2) * places // max(rest, 1)) + 1) if rest else ():
                 if ceil(rest * k, places) * splits < turns * k: splits, turns = k, ceil(rest * k, places)
             whole = units - rest if splits > 1 else units
             grid = (whole + (units - whole) * splits,)
-        apart = not short if few else splits > 1
+        recorded = n <= 8                               # such a step serves every position
+        apart = not short if recorded else splits > 1 and self.context + n > keys
         every = splits
         seen = self.context if kind == 'global' else min(self.context, WINDOW)
         if n <= 16: m.needed += int(seen * kv * 2 * hd)
@@ -204,9 +206,9 @@ class Model:
         a = self.Attend(l=l, kv=cache, eps=EPS, n_heads=HEADS, window=WINDOW, n=n, pos=m.real(struct.pack('<q', self.context)), qkv=m.warm(4 * n * (HEADS + 2 * kv) * hd),
                         turn=m.warm(8 * n * hd // 2), vector=m.warm(vector_bytes(HEADS * hd, max(n, 3))) if n <= 8 else 0, vector_parts=3 if n == 1 else 1, splits=splits, unsplit=whole, joined_apart=apart, partial=m.warm(4 * every * row_tiles * kv * 16 * rw * (hd + 2)), ticket=m.zeros(4 * every * row_tiles * kv), out=m.warm(4 * n * HEADS * hd))
         flop = 4 * n * (self.context + n / 2 if kind == 'global' else min(WINDOW, self.context + n / 2)) * HEADS * hd
-        if n <= 8:
-            self.of_attend[kind], a.ahead = grid[0] * grid[1], self.ahead // (grid[0] * grid[1])
-            m.brings(m.ahead_of(l.o, self.of_attend[kind], a.ahead))
+        self.of_attend[kind] = ceil(grid[0] * (grid + (1,))[1], 1)
+        a.ahead = self.ahead // self.of_attend[kind]
+        m.brings(m.ahead_of(l.o, self.of_attend[kind], a.ahead))
         out = [Launch('attend ' + kind, kernel, grid, 32 * rw * cw, shared, [('Attend', a)], m,
                       sample=10 ** 6 if n <= 16 else 4, flop=flop, **{step: per})]
         if apart: out.append(Launch('join ' + kind, '18join_attend_kernel', (ceil(numbers, JOINED_NUMBERS), units - whole), 256, 0,
@@ -500,8 +502,9 @@ class Model:
         if special and routed: special[-1].reuse = reuse
         if special: return special
         size = stage_bytes(w.dtype, mt, parts)
+        # Blocks that share columns are simulated in full: only the last one of a tile adds up their sums, and of a sample none is the last.
         kernel = 'gemm_kernelILi%dELi%dELi%dE' % (w.dtype == NVFP4, mt, parts)
-        launch = Launch(name, kernel, (row_tiles, n_tiles, shares), THREADS, min(4, GEMM_SHARED // size) * size, [('Product', p)], m, sample=4 if routed or shares > 1 else 2, flop=flop, **{s: per})
+        launch = Launch(name, kernel, (row_tiles, n_tiles, shares), THREADS, min(4, GEMM_SHARED // size) * size, [('Product', p)], m, sample=10 ** 6 if shares > 1 else 4 if routed else 2, flop=flop, **{s: per})
         launch.in_tiles, launch.reuse = True, reuse
         return [launch]
 
@@ -523,20 +526,24 @@ class Model:
             first += len(of)
         max_tiles = min(pairs // each + EXPERTS, pairs)
         ints = lambda x: struct.pack('<%di' % len(x), *x)
-        def norms(name, count, end, per, to):
+        def norms(name, end, per, to, rows, dtype):
             m = Memory(); l = self.layer(m, 'sliding')
-            none = self.NormTo()
+            none, next = self.NormTo(), self.weight(m, dtype, rows, HIDDEN)
+            m.brings(m.ahead_of(next, n, self.ahead // n))
             t = [self.NormTo(norm=m.cold(4 * HIDDEN), factor=1, parts=p, to=m.warm(2 * p * n * HIDDEN)) for p in to] + [none] * (3 - len(to))
-            out.append(Launch(name, '11norm_kernel8', (n,), 32 * STREAM_WARPS, 0, [('Residual', self.residual(m, l, end, ints(place), n)), ('int', HIDDEN)] + [('NormTo', x) for x in t], m, **{s: per}))
+            out.append(Launch(name, '11norm_kernel8', (n,), 32 * STREAM_WARPS, 0, [('Residual', self.residual(m, l, end, ints(place), n)), ('int', HIDDEN)] + [('NormTo', x) for x in t] + [('Weight', next), ('int', self.ahead // n)], m, **{s: per}))
         for kind, per in LAYERS.items():
             hd, kv = (512, 2) if kind == 'global' else (256, 8)
-            norms('norms before qkv', 1, 'layer', per, [1])
+            norms('norms before qkv', 'layer', per, [1], HEADS * hd, self.dense)
             m = Memory()
             q, k = self.weight(m, self.dense, HEADS * hd, HIDDEN, 1), self.weight(m, self.dense, kv * hd, HIDDEN, 1)
+            self.has_many(m, q, n)
             v = k if kind == 'global' else self.weight(m, self.dense, kv * hd, HIDDEN, 1)
             if n > 16 and (self.wgmma or self.fp4_activations and self.dense == NVFP4):
                 for letter, w in ('q', q), ('k', k), ('v', v):
-                    m = Memory(); out += self.product(letter + ' ' + kind, self.weight(m, self.dense, w.rows, HIDDEN, 1), None, n, 1, m, s, per)
+                    m = Memory(); w = self.weight(m, self.dense, w.rows, HIDDEN, 1)
+                    if letter == 'q': self.has_many(m, w, n)
+                    out += self.product(letter + ' ' + kind, w, None, n, 1, m, s, per)
             else: out += self.product('q, k, v ' + kind, q, None, n, 1, m, s, per, more=(k, v))
             if n * HEADS // kv > 16: out.append(self.rope(kind, n, s, per))
             out += self.attend(kind, n, s, per)
@@ -544,9 +551,14 @@ class Model:
             out.append(Launch('parts ' + kind, '12parts_kernel', (n, ceil(HEADS * hd, 4 * THREADS)), THREADS, 0, [('pointer', m.warm(4 * n * HEADS * hd)), ('int', HEADS * hd), ('int', HEADS * hd), ('int', HEADS * hd), ('int', 1),
                        ('pointer', m.warm(2 * n * HEADS * hd))], m, **{s: per}))
             m = Memory()
-            out += self.product('o ' + kind, self.weight(m, self.dense, HIDDEN, HEADS * hd, 1), None, n, 1, m, s, per)
-        norms('norms before mlp', 3, 'attention', 30, [1, 1, 3])
-        m = Memory(); out += self.product('gate, up', self.weight(m, self.dense, INNER, HIDDEN, 1), self.weight(m, self.dense, INNER, HIDDEN, 1), n, 1, m, s, 30)
+            o = self.weight(m, self.dense, HIDDEN, HEADS * hd, 1)
+            self.has_many(m, o, self.of_attend[kind])
+            out += self.product('o ' + kind, o, None, n, 1, m, s, per)
+        norms('norms before mlp', 'attention', 30, [1, 1, 3], INNER, self.mlp)
+        m = Memory()
+        gate, up = (self.weight(m, self.mlp, INNER, HIDDEN, 1) for _ in range(2))
+        self.has_many(m, gate, n)
+        out += self.product('gate, up', gate, up, n, 1, m, s, 30)
         m = Memory(); out += self.product('down', self.weight(m, self.dense, HIDDEN, INNER, 1), None, n, 1, m, s, 30)
         m = Memory(); out += self.product('router', self.weight(m, BF16, EXPERTS, HIDDEN, 1), None, n, 3, m, s, 30)
         m = Memory(); out.append(Launch('route', '12route_kernel', (ceil(n, WARPS),), THREADS, 0, [('int', n), ('int', EXPERTS), ('int', TOP), ('pointer', m.warm(4 * n * EXPERTS)), ('pointer', m.cold(4 * EXPERTS)),
