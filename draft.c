@@ -79,7 +79,7 @@ Drafter *drafter_open(const char *dir, const Model *target, Session *s, int n_dr
     ModelInfo info;
     Model *m = model_open_drafter(dir, target, err);
     if (m && model_warning(m)) remark("gemma4: warning: %s\n", model_warning(m));
-    if (!m || model_check(m, err)) {
+    if (!m || model_check(m, NULL, NULL, err)) {
         model_close(m);
         return NULL;
     }

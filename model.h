@@ -75,8 +75,9 @@ Model *model_open_drafter(const char *dir, const Model *target, Error *err);
 
 /* Reads the scales of all quantised matrices, a ninth of the bytes of matrices in NVFP4 or INT4.
  * Returns 0, or -1 with err where a scale is NaN, which the kernels would take for a number, or
- * where one that is no E4M3 is infinite or negative. */
-int model_check(const Model *m, Error *err);
+ * where one that is no E4M3 is infinite or negative.  Meanwhile one of the threads calls
+ * beside(arg), unless beside is NULL, and reads scales when that has returned. */
+int model_check(const Model *m, void (*beside)(void *), void *arg, Error *err);
 
 /* The model owns what these two return. */
 const Weights *model_weights(const Model *m);
