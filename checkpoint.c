@@ -5,8 +5,8 @@
 #include "checkpoint.h"
 
 #include <math.h>
-#include <pthread.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -699,10 +699,12 @@ Model *model_open_drafter(const char *dir, const Model *target, Error *err) {
     return m;
 }
 
-/* One thread's share of model_check: every n_threads-th of the n tensors t, from `begin` on. */
+/* What the threads of model_check share. */
 typedef struct {
-    const Tensor *t, *bad;              /* bad: the first tensor that has a bad scale, or NULL */
-    int begin, n, n_threads;
+    const Tensor *t;                    /* [n] */
+    int n;
+    atomic_int next;                    /* the tensor that the next thread looks at */
+    atomic_int bad;                     /* the first tensor with a bad scale; n: there is none */
 } Check;
 
 /* Whether one of the E4M3 of t, scales of NVFP4, is a NaN, 0x7f or 0xff (there are no infinities),
@@ -732,13 +734,19 @@ static int has_bad_float(const Tensor *t) {
     return bad;
 }
 
+static int has_bad_scale(const Tensor *t) {
+    if (!has_ending(t->name, ".weight_scale")) return 0;
+    return t->dtype == DT_F8_E4M3 ? has_no_e4m3_scale(t) : has_bad_float(t);
+}
+
 /* Looks through the scales of quantised matrices. */
 static void *check_scales(void *arg) {
     Check *c = arg;
-    for (int i = c->begin; i < c->n && !c->bad; i += c->n_threads) {
-        const Tensor *t = c->t + i;
-        if (!has_ending(t->name, ".weight_scale")) continue;
-        if (t->dtype == DT_F8_E4M3 ? has_no_e4m3_scale(t) : has_bad_float(t)) c->bad = t;
+    for (int i; (i = atomic_fetch_add(&c->next, 1)) < c->n;) {
+        int bad = atomic_load(&c->bad);
+        if (i < bad && has_bad_scale(&c->t[i]))
+            while (i < bad && !atomic_compare_exchange_weak(&c->bad, &bad, i))
+                ;
     }
     return NULL;
 }
@@ -747,20 +755,12 @@ int model_check(const Model *m, Error *err) {
     /* So many threads read as fast as most memories can.  To tune it, time the start of the program
      * with the files in the page cache. */
     enum { MOST = 4 };
-    Check c[MOST] = {0};
-    pthread_t thread[MOST];
-    int n, n_threads = n_cpus() < MOST ? n_cpus() : MOST, started = 1;
-    const Tensor *t = safetensors_all(m->st, &n), *bad = NULL;
-    for (int i = 0; i < n_threads; i++) c[i] = (Check){t, NULL, i, n, n_threads};
-    while (started < n_threads &&
-           !pthread_create(&thread[started], NULL, check_scales, &c[started]))
-        started++;
-    check_scales(&c[0]);
-    for (int i = started; i < n_threads; i++) check_scales(&c[i]);     /* no thread was to be had */
-    for (int i = 1; i < started; i++) pthread_join(thread[i], NULL);
-    for (int i = 0; i < n_threads; i++)
-        if (c[i].bad && (!bad || c[i].bad < bad)) bad = c[i].bad;
-    if (!bad) return 0;
+    Check c = {0};
+    c.t = safetensors_all(m->st, &c.n);
+    c.bad = c.n;
+    in_threads(n_cpus() < MOST ? n_cpus() : MOST, check_scales, &c);
+    if (c.bad == c.n) return 0;
+    const Tensor *bad = &c.t[c.bad];
     const char *infinite = bad->dtype == DT_F8_E4M3 ? "" : ", infinite";
     return fail(err, "%s: tensor %s: a scale is NaN%s or negative", bad->file, bad->name, infinite);
 }

@@ -300,11 +300,16 @@ static int add_piece(Reader *r, int64_t id, Str s, uint8_t kind) {
     return 0;
 }
 
+/* n bytes of zeros that have been written.  A page of xcalloc's memory that is first read, as
+ * find_slot does, is replaced when it is first written, and each time all cores that run this
+ * program are interrupted. */
+static void *zeros(int64_t n) { return memset(xaligned(n), 0, (size_t)n); }
+
 /* Builds the hash table of the pieces added so far, and the powers of HASH_BASE. */
 static int index_pieces(Reader *r) {
     Tokenizer *t = r->t;
     t->slot_bits = table_bits(t->n);
-    t->slot = xcalloc((int64_t)1 << t->slot_bits, sizeof *t->slot);
+    t->slot = zeros((int64_t)sizeof *t->slot << t->slot_bits);
     for (int id = 0; id < t->n; id++) {
         const Piece *p = &t->piece[id];
         if (p->kind == HOLE || p->spaced) continue;
@@ -551,7 +556,7 @@ static int read_merges(Reader *r) {
  * transformers. */
 static void index_merges(Tokenizer *t) {
     t->merge_bits = table_bits(t->n_merge);
-    t->merge_slot = xcalloc((int64_t)1 << t->merge_bits, sizeof *t->merge_slot);
+    t->merge_slot = zeros((int64_t)sizeof *t->merge_slot << t->merge_bits);
     for (int i = 0; i < t->n_merge; i++) {
         const Merge *m = &t->merge[i], *ahead = m;
         if (i + MERGES_AHEAD < t->n_merge) ahead += MERGES_AHEAD;

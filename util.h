@@ -183,6 +183,10 @@ int quota_cores(const char *root);
 /* How many threads are worth having: the smaller of the two. */
 int n_cpus(void);
 
+/* Calls fn(arg) in n threads at once, or in as many as are to be had, of which the caller's is one,
+ * and returns when all have returned: for an fn that takes its next task by a counter in arg. */
+void in_threads(int n, void *(*fn)(void *), void *arg);
+
 /* Seconds of the monotonic clock. */
 double seconds(void);
 

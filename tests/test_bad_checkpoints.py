@@ -191,6 +191,10 @@ def extra(name):
     return spoil
 
 
+def both(*spoilers):
+    return lambda model: [spoil(model) for spoil in spoilers]
+
+
 def f32(x):
     return lambda dtype, shape, data: (dtype, shape, struct.pack('<f', x))
 
@@ -396,6 +400,7 @@ BROKEN = {
         ('first block scale is -NaN', tensor(SCALE, lambda t, s, d: (t, s, b'\xff' + d[1:])), [SCALE, 'NaN']),
         ('block scale is negative', tensor(SCALE, lambda t, s, d: (t, s, d[:-1] + b'\x81')), [SCALE, 'negative']),
         ('fourth block scale is negative', tensor(SCALE, lambda t, s, d: (t, s, d[:3] + b'\xb8' + d[4:])), [SCALE, 'negative']),
+        ('two scales are NaN', both(tensor(SCALE.replace('gate', 'up'), nan), tensor(SCALE, nan)), [SCALE, 'NaN']),
         ('norm is NaN', tensor(NORM, nan), [NORM]),
         ('norm is infinite', tensor(NORM, lambda t, s, d: (t, s, b'\x80\x7f' + d[2:])), [NORM]),
         ('expert scale is NaN', tensor(LAYER + 'router.per_expert_scale', nan), [LAYER + 'router.per_expert_scale']),
@@ -484,6 +489,7 @@ BROKEN = {
         ('fewer embeddings than tokens', fewer_rows, ['512', '508', 'vocab_size']),
         ('empty tokenizer', data('tokenizer.json', lambda b: b''), ['empty']),
         ('truncated tokenizer', data('tokenizer.json', lambda b: b[:-200]), ['byte']),
+        ('truncated tokenizer and a bad scale', both(data('tokenizer.json', lambda b: b[:-200]), tensor(SCALE, nan)), ['byte']),
         ('text behind the tokenizer', data('tokenizer.json', lambda b: b + b'x'), ['byte']),
         ('no JSON', data('tokenizer.json', lambda b: b'hello'), ['byte 0']),
         ('nested tokenizer', data('tokenizer.json', lambda b: b'{"x": %s,' % NESTED + b[1:]), ['deep']),
