@@ -481,9 +481,11 @@ static void cuda_mlp(Device *d, const Layer *host) {
 /* expert: [n][top_k] d->expert, or only some of it. */
 static void sort_by_expert(Device *d, const Layer *host, const int *expert) {
     const Config *c = d->c;
+    const Layer *l = on_gpu(d, host);
     GPU_LAUNCH(sort_kernel, dim3(c->n_experts), dim3(THREADS), 0, d->stream, d->n * c->top_k,
                32 * expert_tiles(d, host), expert, d->list, d->place, d->first, d->count,
-               d->sort_ticket, d->tile, d->n_tiles);
+               d->sort_ticket, d->tile, d->n_tiles, l->expert_gate, l->expert_up,
+               d->ahead / (2 * c->n_experts));
     launched("sorting by expert");
 }
 

@@ -460,11 +460,12 @@ template <int FORMAT, int MT, int PARTS> struct WarpTile {
      * `partial` [gridDim.z][N][THREADS].  The last block to arrive adds them up, in the order of
      * the blocks, so that the bits are the same in every run: there join returns true, and acc is
      * the sum.  In the others it returns false.  ticket counts the blocks that have arrived; it is
-     * zero before and after.  Both are the tile's own.  All numbers of a block are asked for before
-     * the first is added: one after the other, the waits for them took longer than the product. */
+     * zero before and after.  Both are the tile's own.  All numbers of another block are asked for
+     * before the first is added: one after the other, the waits for them took as long as the
+     * product.  The block's own numbers are still in its registers. */
     __device__ bool join(float4 *partial, unsigned *ticket) {
         SHARED(unsigned, arrived);
-        float (*flat)[4] = (float (*)[4])acc;
+        float (*flat)[4] = (float (*)[4])acc, sum[N][4] = {};
         float4 *own = partial + (size_t)blockIdx.z * N * THREADS + threadIdx.x;
 #pragma unroll
         for (int i = 0; i < N; i++)
@@ -476,22 +477,24 @@ template <int FORMAT, int MT, int PARTS> struct WarpTile {
         if (arrived != gridDim.z - 1) return false;
         __threadfence();
         if (threadIdx.x == 0) *ticket = 0;
-#pragma unroll
-        for (int i = 0; i < 4 * N; i++) flat[i / 4][i % 4] = 0;
-#pragma unroll 2
         for (unsigned z = 0; z < gridDim.z; z++) {
             float4 x[N];
 #pragma unroll
-            for (int i = 0; i < N; i++)
-                x[i] = __ldcg(&partial[((size_t)z * N + i) * THREADS + threadIdx.x]);
+            for (int i = 0; i < N; i++) {
+                x[i] = make_float4(flat[i][0], flat[i][1], flat[i][2], flat[i][3]);
+                if (z != blockIdx.z)
+                    x[i] = __ldcg(&partial[((size_t)z * N + i) * THREADS + threadIdx.x]);
+            }
 #pragma unroll
             for (int i = 0; i < N; i++) {
-                flat[i][0] += x[i].x;
-                flat[i][1] += x[i].y;
-                flat[i][2] += x[i].z;
-                flat[i][3] += x[i].w;
+                sum[i][0] += x[i].x;
+                sum[i][1] += x[i].y;
+                sum[i][2] += x[i].z;
+                sum[i][3] += x[i].w;
             }
         }
+#pragma unroll
+        for (int i = 0; i < 4 * N; i++) flat[i / 4][i % 4] = sum[i / 4][i % 4];
         return true;
     }
 

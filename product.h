@@ -222,6 +222,12 @@ __device__ static inline float number_at(const Weight &w, size_t row, int i) {
     return e2m1_to_float(data[i / 2] >> 4 * (i % 2) & 15) * (scale * w.scale);
 }
 
+/* Begins to bring `lines` lines of UNIT_BYTES bytes into the L2 cache.  The threads of the block
+ * that call it share the lines. */
+__device__ static inline void bring(const uint8_t *from, int lines) {
+    for (int i = threadIdx.x; i < lines; i += blockDim.x) ptx_prefetch_l2(from + UNIT_BYTES * i);
+}
+
 /* Begins to bring the first n bytes of this block's share of w, which a later kernel reads, into
  * the L2 cache.  A kernel calls it when its own loads have been begun.  The threads that call it
  * share the lines.  w.data NULL: nothing. */
@@ -230,9 +236,7 @@ __device__ static inline void bring_ahead(const Weight &w, int n) {
     const unsigned blocks = gridDim.x * gridDim.y, block = blockIdx.x + gridDim.x * blockIdx.y;
     const unsigned lines = (unsigned)((size_t)w.rows * row_bytes(w) / UNIT_BYTES);
     const int share = (int)(lines / blocks);
-    const uint8_t *from = w.data + (size_t)UNIT_BYTES * share * block;
-    for (int i = threadIdx.x; i < share && i < n / UNIT_BYTES; i += blockDim.x)
-        ptx_prefetch_l2(from + UNIT_BYTES * i);
+    bring(w.data + (size_t)UNIT_BYTES * share * block, min(share, n / UNIT_BYTES));
 }
 
 /* The number of tiles of eight rows. */

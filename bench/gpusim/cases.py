@@ -116,7 +116,7 @@ class Launch:
 
 class Model:
     def __init__(self, layout, types, gpu, context):
-        self.t, self.gpu, self.context, self.of_attend = types, gpu, context, {}
+        self.t, self.gpu, self.context, self.of_attend, self.of_experts = types, gpu, context, {}, []
         self.dense, self.mlp, self.expert = LAYOUTS[layout]         # dense: of attention
         self.every_kind = not {self.dense, self.mlp, self.expert} <= {BF16, NVFP4}
         self.wgmma = self.fp4_activations = False      # hopper.cu or fp4.cu multiplies more than 16 tokens
@@ -155,6 +155,7 @@ class Model:
         self.weight(m, self.expert, rows, cols, 1)
         m.needed = before + used * (m.needed - before) * int(read)
         self.chosen = table[:TOP]
+        self.of_experts.append(table)
         return m.real(b''.join(map(bytes, table)))
 
     def residual(self, m, l, end, place=None, n=1):
@@ -564,10 +565,14 @@ class Model:
         m = Memory(); out.append(Launch('route', '12route_kernel', (ceil(n, WARPS),), THREADS, 0, [('int', n), ('int', EXPERTS), ('int', TOP), ('pointer', m.warm(4 * n * EXPERTS)), ('pointer', m.cold(4 * EXPERTS)),
                                         ('pointer', m.warm(4 * pairs)), ('pointer', m.warm(4 * pairs))], m, **{s: 30}))
         m = Memory(); z = lambda k: ('pointer', m.zeros(4 * k))
+        first = min(self.ahead // (2 * EXPERTS), SIZE * padded(HIDDEN) // 2) // 128 * 128      # of each expert's gate and up
+        lists = [self.experts(m, SIZE, HIDDEN, 0) for _ in range(2)]
+        for table in self.of_experts[-2:]: m.brings([(w.data, first) for w in table])
         out.append(Launch('sort', '11sort_kernel', (EXPERTS,), THREADS, 0, [('int', pairs), ('int', each), ('pointer', m.real(ints([e for t in route for e in t]))), z(pairs), z(pairs), z(EXPERTS), z(EXPERTS), z(1),
-                          z(3 * max_tiles), z(1)], m, sample=10 ** 6, **{s: 30}))
+                          z(3 * max_tiles), z(1)] + [('pointer', x) for x in lists] + [('int', self.ahead // (2 * EXPERTS))], m, sample=10 ** 6, **{s: 30}))
         m = Memory(); w = self.Weight(dtype=NVFP4, rows=SIZE, cols=HIDDEN)
         self.table = [self.experts(m, SIZE, HIDDEN, 1, used), self.experts(m, SIZE, HIDDEN, 1, used)]
+        for table in self.of_experts[-2:]: m.has([(w.data, first) for e, w in enumerate(table) if by_expert[e]])
         out += self.product('experts gate, up', w, w, n, 1, m, s, 30, routed=(mt, max_tiles, tile_list, ints(order)))
         m = Memory(); self.table = [self.experts(m, HIDDEN, SIZE, 1, used)]
         out += self.product('experts down', self.Weight(dtype=NVFP4, rows=HIDDEN, cols=SIZE), None, pairs, 1, m, s, 30, routed=(mt, max_tiles, tile_list, None))
