@@ -356,13 +356,9 @@ PTX int ptx_cluster_rank() {
     asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
     return rank;
 }
-PTX int ptx_cluster_blocks() {
-    int blocks;
-    asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(blocks));
-    return blocks;
-}
 PTX void ptx_cluster_sync() {
-    asm volatile("barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.relaxed.aligned; "
+                 "barrier.cluster.wait.aligned;" ::: "memory");
 }
 
 /* ---- barriers in shared memory; sm_80, ptx_mbarrier_wait sm_90 ----

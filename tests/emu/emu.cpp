@@ -461,7 +461,6 @@ int barrier(const char *what, int id, int count, bool vote, const char *file, in
 }
 
 int cluster_rank() { return (int)here; }
-int cluster_blocks() { return (int)n_blocks; }
 void cluster_sync(const char *file, int line) {
     apart(me(), "barrier.cluster", file, line);
     wait_at(cluster_barrier, "barrier.cluster", false, file, line);

@@ -33,7 +33,6 @@ void mbarrier_wait(uint64_t *b, int parity, const char *file, int line);
 
 void copy_box(void *smem, const void *map, int x, int y, uint64_t *b, unsigned blocks, const char *file, int line);
 int cluster_rank();
-int cluster_blocks();
 void cluster_sync(const char *file, int line);
 
 /* A product of a warpgroup is done warp by warp: each has rows of its own. */
@@ -167,7 +166,6 @@ static inline void ptx_copy_box_to(void *smem, const void *map, int x, int y, ui
     emu::copy_box(smem, map, x, y, b, (unsigned)blocks, EMU_AT);
 }
 static inline int ptx_cluster_rank() { return emu::cluster_rank(); }
-static inline int ptx_cluster_blocks() { return emu::cluster_blocks(); }
 static inline void ptx_cluster_sync(EMU_HERE) { emu::cluster_sync(EMU_AT); }
 static inline void ptx_mbarrier_arrive_copies(uint64_t *b, EMU_HERE) {
     emu::mbarrier_arrive_copies(b, EMU_AT);
