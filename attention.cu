@@ -447,8 +447,8 @@ __device__ static inline void add_values(float o[2][4], const unsigned e[N / 16]
 #define LOG2_E 1.44269504f
 
 /* Each of the COL_WARPS warps that share 16 rows has the scores of its own dimensions.  Afterwards
- * all of them have the sums, times `scale`: exponents of 2.  rows: 2, or 1 if only the first of each
- * lane's two rows is wanted (lane_row).
+ * all of them have the sums, times `scale`: exponents of 2.  rows: 2, or 1 if only the first of
+ * each lane's two rows is wanted (lane_row).
  * exchange [rows][COL_WARPS][N / 8][32]: shared memory of these warps alone.  barrier: the number
  * of a barrier of theirs.
  *   2 warps: each adds the other's scores.  Two numbers have the same sum in either order.
