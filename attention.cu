@@ -250,7 +250,7 @@ static size_t plain_attend_shared(const Layer *l, int n_heads) {
  * decode,verify --kernel 'attend|join'. */
 #define JOINED_BY_BLOCK 1024
 /* Partial results that a thread of join_attend_kernel loads at once: their numbers are 48
- * registers. */
+ * registers.  A block of attend_kernel loads one more, so that JOIN of them take two turns. */
 #define JOINED_AT_ONCE 8
 
 /* What a block does: a tile of rows of one key/value head, and a run of tiles of keys. */
@@ -447,55 +447,62 @@ __device__ static inline void add_values(float o[2][4], const unsigned e[N / 16]
 #define LOG2_E 1.44269504f
 
 /* Each of the COL_WARPS warps that share 16 rows has the scores of its own dimensions.  Afterwards
- * all of them have the sums, times `scale`: exponents of 2.
- * exchange [COL_WARPS][N / 8][32]: shared memory of these warps alone.  barrier: the number of a
- * barrier of theirs.
+ * all of them have the sums, times `scale`: exponents of 2.  rows: 2, or 1 if only the first of
+ * each lane's two rows is wanted (lane_row).
+ * exchange [rows][COL_WARPS][N / 8][32]: shared memory of these warps alone.  barrier: the number
+ * of a barrier of theirs.
  *   2 warps: each adds the other's scores.  Two numbers have the same sum in either order.
  *   4 warps: each adds up all of them, from warp 0 on.
  *   8 warps: each adds up an eighth of them, from warp 0 on, and leaves that for all: adding up all
  *            of them, the warps would read three times as much shared memory. */
 template <int COL_WARPS, int N>
-__device__ static inline void finish_scores(float s[N / 8][4], float4 *exchange, int barrier,
-                                            int col, float scale) {
+__device__ static inline void finish_scores(float s[N / 8][4], float2 *exchange, int barrier,
+                                            int col, float scale, int rows = 2) {
     const int lane = threadIdx.x % 32;
+    constexpr int OF_WARP = N / 8 * 32, OF_ROWS = COL_WARPS * OF_WARP;
     if (COL_WARPS > 1) {
-        for (int i = 0; i < N / 8; i++)
-            exchange[(col * (N / 8) + i) * 32 + lane] =
-                make_float4(s[i][0], s[i][1], s[i][2], s[i][3]);
-        ptx_bar_sync(barrier, 32 * COL_WARPS);
-    }
-    if constexpr (COL_WARPS == 8) {     /* a warp's share: numbers 2 lane and 2 lane + 1 */
-        static_assert(N / 8 == 4, "eight warps share four numbers of each lane's four tiles");
-        float2 *from = (float2 *)exchange + col * 32 + lane, sum = *from;
 #pragma unroll
-        for (int c = 1; c < COL_WARPS; c++) {
-            const float2 x = from[c * (N / 8) * 64];
-            sum = make_float2(sum.x + x.x, sum.y + x.y);
-        }
-        *from = sum;                    /* nobody else reads that place before the barrier */
+        for (int r = 0; r < 2 && r < rows; r++)
+            for (int i = 0; i < N / 8; i++)
+                exchange[r * OF_ROWS + col * OF_WARP + i * 32 + lane] =
+                    make_float2(s[i][2 * r], s[i][2 * r + 1]);
         ptx_bar_sync(barrier, 32 * COL_WARPS);
     }
-    for (int i = 0; i < N / 8; i++) {
-        float4 all = make_float4(s[i][0], s[i][1], s[i][2], s[i][3]);
-        if (COL_WARPS == 2) all = plus(all, exchange[((1 - col) * (N / 8) + i) * 32 + lane]);
-        if (COL_WARPS > 2) all = exchange[i * 32 + lane];
-        for (int c = 1; COL_WARPS == 4 && c < COL_WARPS; c++)
-            all = plus(all, exchange[(c * (N / 8) + i) * 32 + lane]);
-        s[i][0] = all.x * scale;
-        s[i][1] = all.y * scale;
-        s[i][2] = all.z * scale;
-        s[i][3] = all.w * scale;
+    if constexpr (COL_WARPS == 8) {     /* a warp's share: number `lane` of its 32 of each row */
+        static_assert(N / 8 == 4, "eight warps share eight numbers of each lane's rows");
+#pragma unroll
+        for (int r = 0; r < 2 && r < rows; r++) {
+            float *from = (float *)(exchange + r * OF_ROWS) + col * 32 + lane, sum = *from;
+#pragma unroll
+            for (int c = 1; c < COL_WARPS; c++) sum += from[2 * c * OF_WARP];
+            *from = sum;                /* nobody else reads that place before the barrier */
+        }
+        ptx_bar_sync(barrier, 32 * COL_WARPS);
     }
+#pragma unroll
+    for (int r = 0; r < 2 && r < rows; r++)
+        for (int i = 0; i < N / 8; i++) {
+            const float2 *from = exchange + r * OF_ROWS + i * 32 + lane;
+            float2 all = make_float2(s[i][2 * r], s[i][2 * r + 1]);
+            if (COL_WARPS > 2) all = *from;
+            for (int c = 1; c < 4 && (COL_WARPS == 4 || c < COL_WARPS % 8); c++) {
+                const float2 x = from[(COL_WARPS == 2 ? 1 - col : c) * OF_WARP];
+                all = make_float2(all.x + x.x, all.y + x.y);
+            }
+            s[i][2 * r] = all.x * scale;
+            s[i][2 * r + 1] = all.y * scale;
+        }
 }
 
 /* The tile's keys are at positions start … start + count - 1.  count may be more than N; if it is
  * less, the last N - count scores are those of padding.  The scores of padding and of keys that a
- * row does not see become -infinity. */
+ * row does not see become -infinity.  rows: as in finish_scores. */
 template <int N>
 __device__ static inline void mask_scores(float s[N / 8][4], const Attend &a, const Work &w,
-                                          int row_warp, int start, int count) {
+                                          int row_warp, int start, int count, int rows = 2) {
     if (count >= N && start >= w.all_from && start + N - 1 <= w.all_to) return;
-    for (int i = 0; i < 2; i++) {
+#pragma unroll
+    for (int i = 0; i < 2 && i < rows; i++) {
         int t = min((w.first + lane_row(row_warp, i)) / w.group, a.n - 1);
         int low = a.l.global ? 0 : w.pos + t - a.window + 1;
         int high = min(w.pos + last_visible(a, t), start + count - 1);
@@ -510,11 +517,12 @@ __device__ static inline void mask_scores(float s[N / 8][4], const Attend &a, co
  * the exponentials 2^(s - base), where base is the row's running maximum or a number at most
  * `slack` below it.  max [2]: the base, which is brought up to date.  sum [2]: the sum of the
  * exponentials of this lane's keys, likewise.  factor [2]: what all earlier sums over V must be
- * multiplied by. */
+ * multiplied by.  rows: as in finish_scores. */
 template <int N>
 __device__ static inline void exponentials(float s[N / 8][4], float max[2], float sum[2],
-                                           float factor[2], float slack) {
-    for (int i = 0; i < 2; i++) {
+                                           float factor[2], float slack, int rows = 2) {
+#pragma unroll
+    for (int i = 0; i < 2 && i < rows; i++) {
         float m = -INFINITY;
         for (int n = 0; n < N / 8; n++) m = fmaxf(m, fmaxf(s[n][2 * i], s[n][2 * i + 1]));
         m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 1));
@@ -532,15 +540,17 @@ __device__ static inline void exponentials(float s[N / 8][4], float max[2], floa
     }
 }
 
-/* The exponentials s, accumulators of the first product, as fragments e of A of the second. */
+/* The exponentials s, accumulators of the first product, as fragments e of A of the second.
+ * rows: as in finish_scores; the other rows become zero. */
 template <bool FP8, int PARTS, int N>
 __device__ static inline void split_exponentials(unsigned e[N / 16][PARTS][4],
-                                                 const float s[N / 8][4]) {
-    for (int i = 0; i < N / 8; i++)
-        for (int c = 0; c < 2; c++) {
-            unsigned part[PARTS];
-            split_pair<FP8, PARTS>(s[i][2 * c], s[i][2 * c + 1], part);
-            for (int p = 0; p < PARTS; p++) e[i / 2][p][2 * (i % 2) + c] = part[p];
+                                                 const float s[N / 8][4], int rows = 2) {
+#pragma unroll
+    for (int r = 0; r < 2; r++)
+        for (int i = 0; i < N / 8; i++) {
+            unsigned part[PARTS] = {};
+            if (r < rows) split_pair<FP8, PARTS>(s[i][2 * r], s[i][2 * r + 1], part);
+            for (int p = 0; p < PARTS; p++) e[i / 2][p][2 * (i % 2) + r] = part[p];
         }
 }
 
@@ -685,7 +695,8 @@ __device__ static inline void join(const Attend &a, const Work &w, size_t apart,
     const float *partial = a.partial + w.first_partial * apart;
     for (int i = 4 * threadIdx.x; i < w.rows * dim; i += 4 * blockDim.x) {
         const int row = i / dim;
-        const Partial all = join_every<JOIN>(partial, apart, 0, 1, w.splits, w.rows, dim, row, i);
+        const Partial all =
+            join_every<JOINED_AT_ONCE + 1>(partial, apart, 0, 1, w.splits, w.rows, dim, row, i);
         store_joined(a, w, row, i, all, v_scale);
     }
 }
@@ -731,20 +742,27 @@ __global__ static void __launch_bounds__(32 * JOIN_WARPS)
 
 /* Begins to copy the keys at positions start … start + count - 1 of key/value head h into a tile
  * of KEYS rows, and commits the copies; the tile's rows behind them become zero.
- * size: bytes of a number in the cache. */
+ * size: bytes of a number in the cache.  N_WARPS: of the block.  A lane copies the same 16 bytes of
+ * each of its warp's keys, whose addresses are computed together. */
+template <int N_WARPS>
 __device__ static inline void load_tile(uint8_t *tile, const Attend &a, int size, int h, int start,
                                         int count) {
     const int k_bytes = a.kv.k_dim * size, v_bytes = a.l.head_dim * size;
     const int pitch = k_bytes + v_bytes + 16, slots = (int)a.kv.slots;
-    const int first = start % slots, lane = threadIdx.x % 32;
-    for (int key = threadIdx.x / 32; key < KEYS; key += blockDim.x / 32) {
-        const int bytes = key < count ? 16 : 0;
-        int slot = first + (key < count ? key : 0);
-        if (slot >= slots) slot -= slots;
-        size_t row = (size_t)slot * a.l.n_kv_heads + h;
-        const uint8_t *k = a.kv.k + row * k_bytes, *v = a.kv.v + row * v_bytes - k_bytes;
-        for (int i = 16 * lane; i < k_bytes + v_bytes; i += 16 * 32)
-            ptx_cp_async16_zfill(tile + key * pitch + i, (i < k_bytes ? k : v) + i, bytes);
+    const int first = start % slots, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    for (int i = 16 * lane; i < k_bytes + v_bytes; i += 16 * 32) {
+        const bool of_k = i < k_bytes;
+        const int bytes = of_k ? k_bytes : v_bytes;
+        const uint8_t *from = (of_k ? a.kv.k : a.kv.v - k_bytes) + h * bytes + i;
+        uint8_t *to = tile + warp * pitch + i;
+#pragma unroll
+        for (int k = 0; k < KEYS; k += N_WARPS) {
+            const int key = warp + k;
+            int slot = first + (key < count ? key : 0);
+            if (slot >= slots) slot -= slots;
+            ptx_cp_async16_zfill(to + k * pitch, from + (size_t)slot * (a.l.n_kv_heads * bytes),
+                                 key < count ? 16 : 0);
+        }
     }
     ptx_cp_async_commit();
 }
@@ -752,10 +770,12 @@ __device__ static inline void load_tile(uint8_t *tile, const Attend &a, int size
 /* Fused: norms and turns the block's queries, a warp for each row, into `to` [rows][head_dim] in
  * shared memory; head_dim is at most MAX_DIM.  owns_new: this block also writes K and V of the n
  * new tokens into the cache, where it then reads them itself.  Ends with a barrier. */
-template <int MAX_DIM>
+template <bool FP8, int MAX_DIM>
 __device__ static inline void prepare_rows(const Attend &a, const Work &w, bool owns_new,
                                            float *to) {
     const Layer &l = a.l;
+    KvCache kv = a.kv;
+    kv.dtype = FP8 ? DT_F8_E4M3 : DT_BF16;      /* known here: fewer branches */
     const int dim = l.head_dim, heads = a.n_heads + 2 * l.n_kv_heads;
     const int all = w.rows + (owns_new ? 2 * a.n : 0);  /* queries, then keys, then values */
     for (int r = threadIdx.x / 32; r < all; r += blockDim.x / 32) {
@@ -767,8 +787,8 @@ __device__ static inline void prepare_rows(const Attend &a, const Work &w, bool 
         auto keep = [&](int i, float x) { to[r * dim + i] = x; };
         if (r < w.rows) norm_rope<MAX_DIM / 64>(l, q, l.q_norm, a.eps, turn, keep);
         else if (is_v)
-            store_value<MAX_DIM / 64>(l, a.kv, a.eps, w.pos + t, w.h, k + l.n_kv_heads * dim);
-        else store_key<MAX_DIM / 64>(l, a.kv, a.eps, w.pos + t, turn, w.h, k);
+            store_value<MAX_DIM / 64>(l, kv, a.eps, w.pos + t, w.h, k + l.n_kv_heads * dim);
+        else store_key<MAX_DIM / 64>(l, kv, a.eps, w.pos + t, turn, w.h, k);
     }
     __syncthreads();
 }
@@ -781,7 +801,8 @@ __device__ static inline void prepare_rows(const Attend &a, const Work &w, bool 
  * a.partial: for each tile of rows and key/value head `splits` partial results of ROWS *
  * (head_dim + 2) floats; see store_rows.  a.ticket: as many counters, zero before and after.
  * ROW_WARPS 1 is FUSED: 16 rows at most, and q, k and v come as the projections gave them; see the
- * top of this file.  Of these variants the one with four warps JOINS short partial results.
+ * top of this file.  JOINS: the blocks join short partial results themselves.  With at most eight
+ * rows the second of each lane's two rows (lane_row) is padding, and left out.
  *
  *   1. Find the block's rows and keys, and begin to copy its first tile of keys.
  *   2. FUSED: norm and turn q; write the new K and V into the cache.
@@ -789,14 +810,13 @@ __device__ static inline void prepare_rows(const Attend &a, const Work &w, bool 
  *   4. For each tile of keys: scores, mask, exponentials, sums over V.
  *   5. Write the result, or a partial result.  JOINS: the last block joins them; otherwise
  *      join_attend_kernel does (a.joined_apart). */
-template <bool FP8, int ROW_WARPS, int COL_WARPS, int MAX_DIM>
+template <bool FP8, int ROW_WARPS, int COL_WARPS, int MAX_DIM, bool JOINS = false>
 __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS,
                                          COL_WARPS == 8 && MAX_DIM <= 256 ? 2 : 1)
     attend_kernel(const __grid_constant__ Attend a) {
     /* Rows of a tile, queries; the ROWS of kernels.h and fp4.cu are others. */
     constexpr int ROWS = 16 * ROW_WARPS, BLOCKS = MAX_DIM / 16 / COL_WARPS;
     constexpr int PARTS = 2, SIZE = FP8 ? 1 : 2, FUSED = ROW_WARPS == 1;
-    constexpr bool JOINS = FUSED && COL_WARPS == 4;
     DYNAMIC_SHARED(uint8_t, shared);
     SHARED(unsigned, arrived);          /* of comes_last */
     SHARED(Work, w);                    /* in shared memory, as registers are few */
@@ -807,8 +827,8 @@ __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS,
     const int warp = threadIdx.x / 32, col = warp % COL_WARPS, row_warp = warp / COL_WARPS;
     /* The last tokens have the most keys: their blocks come first. */
     const int row_tile = gridDim.y - 1 - blockIdx.y;
-    float4 *exchange = (float4 *)(shared + 2 * KEYS * pitch);
-    exchange += row_warp * COL_WARPS * (KEYS / 8) * 32;
+    float2 *exchange = (float2 *)(shared + 2 * KEYS * pitch);
+    exchange += row_warp * 2 * COL_WARPS * (KEYS / 8) * 32;
 
     /* 1. The block's rows and keys.  FUSED reads the position and the old keys before
      * ptx_grid_wait: earlier steps wrote them (gpu_launch).  Otherwise norm_rope_kernel, the
@@ -830,7 +850,8 @@ __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS,
     };
     auto tile_at = [&](int tile) { return shared + (tile - w.from) % 2 * KEYS * pitch; };
     auto load = [&](int tile) {
-        load_tile(tile_at(tile), a, SIZE, w.h, start_of(tile), count_of(tile));
+        load_tile<ROW_WARPS * COL_WARPS>(tile_at(tile), a, SIZE, w.h, start_of(tile),
+                                         count_of(tile));
     };
     const bool owns_new = adds && w.from < w.to && w.to == w.key_tiles;
     if (w.from < w.to && !owns_new) load(w.from);
@@ -848,7 +869,7 @@ __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS,
     /* 2. FUSED: q [16][dim] lies where the second tile of keys will be. */
     float *fresh_q = (float *)(shared + KEYS * pitch);
     if constexpr (FUSED) if (w.from < w.to) {
-        prepare_rows<MAX_DIM>(a, w, owns_new, fresh_q);
+        prepare_rows<FP8, MAX_DIM>(a, w, owns_new, fresh_q);
         if (owns_new) load(w.from);
     }
 
@@ -874,13 +895,14 @@ __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS,
 
     /* 4. The tiles of keys. */
     const float k_scale = LOG2_E * (FP8 ? l.k_scale : 1);
+    const int lane_rows = FUSED && w.rows <= 8 ? 1 : 2;
     for (int tile = w.from; tile < w.to; tile++) {
         const uint8_t *k = tile_at(tile), *v = k + kv.k_dim * SIZE;
         ptx_cp_async_wait<0>();
         __syncthreads();                /* this tile is there; all warps are done with the last */
         if (tile + 1 < w.to) load(tile + 1);
 
-        float s[KEYS / 8][4] = {}, factor[2];
+        float s[KEYS / 8][4] = {}, factor[2] = {1, 1};
         unsigned e[KEYS / 16][PARTS][4];
 #pragma unroll
         for (int b = 0; b < BLOCKS; b++) {
@@ -889,11 +911,11 @@ __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS,
             const uint8_t *column = k + k_column(dim, kv.k_dim, block) * SIZE;
             add_scores<FP8, PARTS, KEYS>(s, q[b], column, pitch);
         }
-        finish_scores<COL_WARPS, KEYS>(s, exchange, 1 + row_warp, col, k_scale);
-        mask_scores<KEYS>(s, a, w, row_warp, start_of(tile), count_of(tile));
-        exponentials<KEYS>(s, max, sum, factor, 0);
+        finish_scores<COL_WARPS, KEYS>(s, exchange, 1 + row_warp, col, k_scale, lane_rows);
+        mask_scores<KEYS>(s, a, w, row_warp, start_of(tile), count_of(tile), lane_rows);
+        exponentials<KEYS>(s, max, sum, factor, 0, lane_rows);
         if (tile + 1 == w.to) bring_ahead(l.o, a.ahead);
-        split_exponentials<FP8, PARTS, KEYS>(e, s);
+        split_exponentials<FP8, PARTS, KEYS>(e, s, lane_rows);
 #pragma unroll
         for (int b = 0; b < BLOCKS; b++) {
             const int block = 16 * (col + b * COL_WARPS);
@@ -1053,8 +1075,8 @@ __global__ static void __launch_bounds__(DIM > 256 ? 256 : 128, 1)
     }
     __syncthreads();
     if (w.split >= w.splits) return;
-    float4 *exchange = (float4 *)(shared + (SHARED_V ? 2 : 1) * N * pitch);
-    exchange += row_warp * COLS * (N / 8) * 32;
+    float2 *exchange = (float2 *)(shared + (SHARED_V ? 2 : 1) * N * pitch);
+    exchange += row_warp * 2 * COLS * (N / 8) * 32;
     auto tile_at = [&](int tile) {
         return shared + (SHARED_V ? (tile - w.from) % 2 * N * pitch : 0);
     };
@@ -1069,7 +1091,8 @@ __global__ static void __launch_bounds__(DIM > 256 ? 256 : 128, 1)
     };
     auto load_k = [&](int tile) {       /* SHARED_V: V as well, and N is KEYS */
         if (SHARED_V)
-            return load_tile(tile_at(tile), a, SIZE, w.h, w.begin + tile * N, count_of(tile));
+            return load_tile<4 * COLS>(tile_at(tile), a, SIZE, w.h, w.begin + tile * N,
+                                       count_of(tile));
         load_rows<DIM * SIZE, N, N_THREADS>(tile_at(tile), pitch, a.kv.k, a, w.h, slot_of(tile),
                                             count_of(tile));
         ptx_cp_async_commit();
@@ -1161,8 +1184,8 @@ static const AttendVariant attend_variant[ATTEND_VARIANTS] = {
     {prompt_kernel<false, 512, 32>, 4, 2, 32, 512, 1},
     {prompt_kernel<true, 256, 64>, 4, 1, 64, 256, 2},
     {prompt_kernel<true, 512, 64>, 4, 2, 64, 512, 1},
-    {attend_kernel<false, 1, 4, 256>, 1, 4, KEYS, 0, 0},
-    {attend_kernel<true, 1, 4, 256>, 1, 4, KEYS, 0, 0},
+    {attend_kernel<false, 1, 8, 256, true>, 1, 8, KEYS, 0, 0},
+    {attend_kernel<true, 1, 8, 256, true>, 1, 8, KEYS, 0, 0},
 };
 
 /* How n tokens are attended to.  It depends on n and the layer; only of steps that are never
@@ -1238,7 +1261,8 @@ static AttendPlan attend_plan(const Layer *l, const KvCache *kv, int n_heads, in
     int buffers = prompt && kv->k_dim == dim ? 1 : 2, n_rows = 16 * v->row_warps;
     size_t number = fp8 ? 1 : 2, key = (kv->k_dim + dim) * number + 16;
     size_t shared = buffers * v->keys * key;
-    if (v->col_warps > 1) shared += n_rows * v->col_warps * v->keys * sizeof(float);
+    int exchanged = rows <= 8 ? 8 : n_rows;     /* rows: see finish_scores */
+    if (v->col_warps > 1) shared += exchanged * v->col_warps * v->keys * sizeof(float);
     if (shared > limit) return p;
     p.variant = v;
     p.shared = shared;

@@ -471,7 +471,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 1)
         m.expert_sums[(size_t)(2 * pair + i % 2) * m.size + first_row(s, i / 2) + row] = sum;
     };
     stream<DEPTH>(feed, f.strip, y, y_experts, m.tokens, f.edges, done, [&] {
-        if (m.dense) bring_ahead(l.down, AHEAD);
+        if (m.dense) bring_ahead(l.down, AHEAD_OF_DOWN);
     });
     __syncthreads();
 

@@ -146,14 +146,15 @@ __device__ static inline float e4m3_to_float(uint8_t b) {
 
 /* Float to E4M3FN: saturates at 448, rounds to nearest, ties to even, as minifloat.h does. */
 __device__ static inline uint8_t float_to_e4m3(float f) {
-    uint32_t bits = __float_as_uint(f), u = bits & 0x7fffffff;
-    uint8_t sign = bits >> 24 & 0x80;
-    float a = __uint_as_float(u);
-    if (u > 0x7f800000) return sign | 0x7f;
-    if (a >= 448) return sign | 0x7e;
-    if (a < 0x1p-6f) return sign | (uint8_t)rintf(a * 512);     /* subnormals, in steps of 2^-9 */
-    u += 0x7ffff + (u >> 20 & 1);                               /* three bits of mantissa stay */
-    return sign | (uint8_t)((u >> 20) - (120 << 3));            /* the bias goes from 127 to 7 */
+    const uint32_t bits = __float_as_uint(f), u = bits & 0x7fffffff;
+    const float a = __uint_as_float(u);
+    /* Three bits of mantissa stay, and the bias goes from 127 to 7. */
+    uint32_t e4m3 = ((u + 0x7ffff + (u >> 20 & 1)) >> 20) - (120 << 3);
+    /* Subnormals go in steps of 2^-9, as do float32 numbers from 2^14 on. */
+    if (a < 0x1p-6f) e4m3 = __float_as_uint(a + 0x1p14f) - __float_as_uint(0x1p14f);
+    if (a >= 448) e4m3 = 0x7e;
+    if (u > 0x7f800000) e4m3 = 0x7f;
+    return (uint8_t)((bits >> 24 & 0x80) | e4m3);
 }
 
 #endif

@@ -51,7 +51,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
         if (i == 2) score[first_score + row] = sum;
         else sums[i * rows + row] = sum;
     };
-    stream<DEPTH>(feed, strip, y, y, done, [&] { bring_ahead(l.down, AHEAD); });
+    stream<DEPTH>(feed, strip, y, y, done, [&] { bring_ahead(l.down, AHEAD_OF_DOWN); });
     __syncthreads();
     for (int i = threadIdx.x; i < rows; i += STREAM_THREADS)
         put_global(act, vector_stride(l.down.cols), from + i, gelu_times(sums[i], sums[rows + i]),

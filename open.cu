@@ -383,11 +383,11 @@ static int allow_shared(Device *d, Error *err) {
 /* Bytes that a launch that reads little brings into an L2 cache of so many bytes (Device.ahead).
  * Most of the cache is for what is in use meanwhile, so a quarter of it, and at most 12 MB, which
  * is what an RTX 5090 reads while attention computes.  Of a small cache (an RTX 3090 has 6 MB) a
- * quarter is soon there, so up to 2 MB, but a third of it: what the next kernel itself brings in
- * the beginning (begin_stream) takes 4 MB.  To tune it, compare bench/gpusim --gpu 3090,H200,5090
- * --step decode,verify. */
+ * quarter is soon there, so up to 3 MB, but half of it: a window's keys and values, 4 MB, go
+ * through the cache meanwhile, and nobody reads them again.  To tune it, compare bench/gpusim
+ * --gpu 3090,H200,5090 --step decode,verify. */
 static int ahead_of(int cache) {
-    const int little = cache / 3 < (2 << 20) ? cache / 3 : 2 << 20;
+    const int little = cache / 2 < (3 << 20) ? cache / 2 : 3 << 20;
     const int much = cache / 4 < (12 << 20) ? cache / 4 : 12 << 20;
     return much > little ? much : little;
 }

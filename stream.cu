@@ -892,10 +892,12 @@ __device__ static inline void multiply_run(Feed &feed, int &slot, int &free, int
 
 /* Bytes that a block of a kernel that streams weights brings into the L2 cache for the next kernel.
  * The memory would rest from the end of the one kernel's loads to the beginning of the next one's,
- * which takes 3 to 4 microseconds where two kernels do not fit on a multiprocessor; 24 KB of each
- * multiprocessor are what an RTX 4090 reads in that time, and at most half of a GPU's L2 cache.  To
- * tune it, compare bench/gpusim --gpu 4090 --step decode. */
-#define AHEAD (24 << 10)
+ * which takes 3 to 4 microseconds where two kernels do not fit on a multiprocessor; 32 KB of each
+ * multiprocessor are what an RTX 3090 reads in 3 and a 4090 in 4, and at most half of a GPU's L2
+ * cache.  Of the dense MLP's down fewer: until the experts are chosen, its kernel has nothing else
+ * to read.  To tune them, compare bench/gpusim --gpu 3090,4090,5090 --step decode. */
+#define AHEAD (32 << 10)
+#define AHEAD_OF_DOWN (24 << 10)
 
 /* v becomes this lane's sums of eight rows of weights, from the accumulators of multiply_unit: lane
  * 4 * r + t gets those of row r with two rows of the vector, 2t and 2t + 1 when full, otherwise

@@ -14,7 +14,7 @@ BYTES = {BF16: 2, FP8: 1, NVFP4: .5, INT4: .5, INT8: 1}         # of a number
 LAYOUTS = {'nvidia': (BF16, BF16, NVFP4), 'fp4': (NVFP4, NVFP4, NVFP4), 'mixed': (FP8, NVFP4, NVFP4), 'fp8': (FP8, FP8, FP8), 'int4': (INT4, INT4, INT4), 'int8': (INT8, INT8, INT8)}
 THREADS, WARPS, GEMM_SHARED, JOIN, CHUNK, SLOTS = 256, 8, 96 * 1024, 17, 2048, 8192       # SLOTS: of a session's context, at least
 JOINED_BY_BLOCK, JOINED_NUMBERS = 1024, 128     # attention.cu
-AHEAD = 24 << 10                                # stream.cu
+AHEAD, AHEAD_OF_DOWN = 32 << 10, 24 << 10       # stream.cu
 STREAM_WARPS, DEEP, SHALLOW = 12, 5, 3         # stream.cu
 HOPPER = [(1, 128, 1, 1), (2, 128, 1, 1.6), (1, 128, 0, 1), (1, 256, 0, 1.75)]      # hopper.cu, variant: MR, N, packed, cost
 
@@ -121,7 +121,7 @@ class Model:
         self.every_kind = not {self.dense, self.mlp, self.expert} <= {BF16, NVFP4}
         self.wgmma = self.fp4_activations = False      # hopper.cu or fp4.cu multiplies more than 16 tokens
         self.blocks, self.limit = 2 * gpu['sms'], gpu['shared_limit'] - 1024
-        self.ahead = max(min(gpu['l2_size'] // 4, 12 << 20), min(gpu['l2_size'] // 3, 2 << 20))      # ahead_of in open.cu
+        self.ahead = max(min(gpu['l2_size'] // 4, 12 << 20), min(gpu['l2_size'] // 2, 3 << 20))      # ahead_of in open.cu
         self.depth = DEEP if self.limit > 160 * 1024 else SHALLOW
         self.ring = STREAM_WARPS * self.depth * (1184 if self.every_kind else 1152)
     def __getattr__(self, name): return self.t[name]        # structs: m.Layer(...)
@@ -180,9 +180,8 @@ class Model:
         if few:
             rw, cw, keys = 1 if rows <= 16 else 2 if wide else 4, 8 if rows <= 16 else 2 * cw, 32
             short = rows <= 16 and not wide and rows * hd <= JOINED_BY_BLOCK and self.gpu['arch'] == '80'      # else launches overlap
-            if short: cw = 4
-            kernel = 'attend_kernelILb1ELi%dELi%dELi%dE' % (rw, cw, 512 if wide else 256)
-        shared = (1 + few) * keys * (2 * hd + 16) + (16 * rw * cw * keys * 4 if cw > 1 else 0)
+            kernel = 'attend_kernelILb1ELi%dELi%dELi%dELb%dE' % (rw, cw, 512 if wide else 256, short)
+        shared = (1 + few) * keys * (2 * hd + 16) + ((8 if rows <= 8 else 16 * rw) * cw * keys * 4 if cw > 1 else 0)
         row_tiles, most = ceil(rows, 16 * rw), ceil(slots, keys) + 1
         units = kv * row_tiles
         numbers = min(rows, 16 * rw) * hd               # of a partial result
@@ -224,8 +223,8 @@ class Model:
         return Launch(name, '%sILi%dE' % (kernel, self.depth + 16 * self.every_kind), (self.gpu['sms'],), 32 * STREAM_WARPS, self.ring + shared, arguments, m, **per)
 
     def has_many(self, m, w, blocks): m.has(m.ahead_of(w, blocks, self.ahead // blocks))
-    def has(self, m, w): m.has(m.ahead_of(w, self.gpu['sms']))
-    def brings(self, m, w): m.brings(m.ahead_of(w, self.gpu['sms']))
+    def has(self, m, w, n=AHEAD): m.has(m.ahead_of(w, self.gpu['sms'], n))
+    def brings(self, m, w, n=AHEAD): m.brings(m.ahead_of(w, self.gpu['sms'], n))
     def share(self, n, rows): return 4 * n * (rows // self.gpu['sms'] + 1)
 
     def decode(self):
@@ -250,12 +249,12 @@ class Model:
             add('o ' + kind, '10row_kernel', vector_bytes(HEADS * hd), [('Weight', o), ('pointer', m.warm(vector_bytes(HEADS * hd))),
                 ('pointer', 0), ('int', 65536), ('pointer', m.warm(4 * HIDDEN)), ('Weight', gate)], m, n)
         m = Memory(); l = self.layer(m, 'sliding', 'gate', 'up', 'router')
-        self.has(m, l.gate); self.brings(m, l.down)
+        self.has(m, l.gate); self.brings(m, l.down, AHEAD_OF_DOWN)
         add('mlp', '15mlp_rows_kernel', vector_bytes(2 * HIDDEN) + self.share(2, INNER), [('Layer', l), ('Residual', self.residual(m, l, 'attention')),
             ('int', EXPERTS), ('pointer', m.warm(vector_bytes(INNER))), ('pointer', m.warm(4 * EXPERTS))], m, 30)
         m = Memory(); l = self.layer(m, 'sliding', 'down', 'expert_gate', 'expert_up')
         share, downs = HIDDEN // self.gpu['sms'] * padded(SIZE) // 2, lambda: [(x.data + share * b, min(share // 128 * 128, 4096)) for x in self.chosen for b in range(self.gpu['sms'])]
-        self.has(m, l.down); m.brings(downs())
+        self.has(m, l.down, AHEAD_OF_DOWN); m.brings(downs())
         add('experts up', '17experts_up_kernel', vector_bytes(HIDDEN) + vector_bytes(INNER) + choice_bytes(TOP) + self.share(2, TOP * SIZE),
             [('Layer', l), ('float', EPS), ('int', EXPERTS), ('int', TOP), ('int', SIZE), ('int', 1), ('int', 1), ('int', 0), ('pointer', m.warm(4 * HIDDEN)), ('pointer', m.warm(4 * EXPERTS)),
              ('pointer', m.warm(vector_bytes(INNER))), ('pointer', m.warm(4 * TOP)), ('pointer', m.warm(4 * TOP)), ('pointer', m.warm(vector_bytes(TOP * wide(SIZE)))), ('pointer', m.warm(4 * HIDDEN))], m, 30)
@@ -413,8 +412,8 @@ class Model:
         together = up(1) <= room and down(1) <= room
         def mlp(name, kernel, shared, dense, experts, *read):
             m = Memory(); l = self.layer(m, 'sliding', *read, used=used)
-            if 'gate' in read: self.has_many(m, l.gate, n * (EXPERTS // 4)); self.brings(m, l.down)
-            if 'down' in read: self.has(m, l.down)
+            if 'gate' in read: self.has_many(m, l.gate, n * (EXPERTS // 4)); self.brings(m, l.down, AHEAD_OF_DOWN)
+            if 'down' in read: self.has(m, l.down, AHEAD_OF_DOWN)
             f = self.FewMlp(tokens=tokens, n_experts=EXPERTS * experts, top_k=TOP, size=SIZE, dense=dense, packed=int(self.dense == NVFP4), packed_down=int(self.dense == NVFP4), packed_experts=1, packed_experts_down=1,
                             score=m.real(score), y=m.warm(vector_bytes(HIDDEN, n)), y_experts=m.warm(vector_bytes(HIDDEN, n)), sums=m.warm(8 * n * INNER), expert_sums=m.warm(8 * n * TOP * SIZE),
                             act=m.warm(vector_bytes(INNER, n)), expert_act=m.warm(vector_bytes(SIZE, n * TOP)), expert=m.warm(4 * n * TOP), weight=m.warm(4 * n * TOP), routes=m.real(routes),

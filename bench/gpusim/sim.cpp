@@ -256,7 +256,13 @@ static i64 load_time(SM &s, double t, const u64 a[32], u32 m, int bytes, bool ke
     for (int j = 0; j < n; j++) {
         u64 at = sector[j] << 5;
         if (at - PARAM < 65536) continue;
-        if (store) { s.l2 = std::max(s.l2, t) + 32 / gpu.l2_bytes; continue; }
+        if (store) {                    /* a whole sector that is written is in the L2 */
+            s.l2 = std::max(s.l2, t) + 32 / gpu.l2_bytes;
+            int written = 0; LANES if (m >> i & 1) for (int k = 0; k < bytes; k++) written += (a[i] + k) >> 5 == sector[j];
+            const u64 bit = (at - COLD) >> 5;
+            if (written >= 32 && at >= COLD && at < WARM) { if (bit / 64 >= fetched.size()) fetched.resize(bit / 64 + (1 << 20)); fetched[bit / 64] |= (u64)1 << bit % 64; }
+            continue;
+        }
         auto hit = s.l1.find(sector[j]);
         if (keep && hit != s.l1.end()) { ready = std::max(ready, hit->second); continue; }
         s.l2 = std::max(s.l2, t) + 32 / gpu.l2_bytes;
@@ -658,7 +664,15 @@ int main(int argc, char **argv) {
         if (what == "gpu" || what == "job") { double v; if (fscanf(f, "%255s %lf", word, &v) != 2) return 1; if (what == "gpu") set_constant(word, v); else job[word] = v; }
         else if (what == "bank") { int b; if (fscanf(f, "%d %d", &b, &n) != 2) return 1; fgetc(f); auto &t = b ? bank2 : bank0; t.resize(n); if (n && fread(&t[0], 1, n, f) != (size_t)n) return 1; }
         else if (what == "buffer") { unsigned long long a; if (fscanf(f, "%llu %d", &a, &n) != 2) return 1; fgetc(f); buffers.push_back({a, std::vector<uint8_t>(n)}); if (fread(&buffers.back().data[0], 1, n, f) != (size_t)n) return 1; }
-        else if (what == "fetched") { unsigned long long a; if (fscanf(f, "%llu %d", &a, &n) != 2) return 1; for (u64 at = a; at < a + n; at += 32) { u64 bit = (at - COLD) >> 5; if (bit / 64 >= fetched.size()) fetched.resize(bit / 64 + (1 << 20)); fetched[bit / 64] |= (u64)1 << bit % 64; } }
+        else if (what == "fetched") {           /* what is still under way then comes in the order of the addresses, the last at job "free_us" */
+            unsigned long long a; if (fscanf(f, "%llu %d", &a, &n) != 2) return 1;
+            const double late = std::min(1., job["late"]) * n, cycles = gpu.ghz * 1000;
+            for (u64 at = a; at < a + n; at += 32) {
+                u64 bit = (at - COLD) >> 5; if (bit / 64 >= fetched.size()) fetched.resize(bit / 64 + (1 << 20)); fetched[bit / 64] |= (u64)1 << bit % 64;
+                const double left = (double)(a + n - at) / std::max(late, 1.);
+                if (left < 1) under_way[at >> 5] = (i64)(job["free_us"] * cycles * (1 - left) + gpu.dram_latency);
+            }
+        }
         else if (what == "special") { if (fscanf(f, "%d", &n) != 1) return 1; for (int i = 0; i < n && fscanf(f, "%255s", word) == 1; i++) specials.push_back(word); }
         else if (what == "code") {
             if (fscanf(f, "%d", &n) != 1) return 1;
@@ -704,7 +718,7 @@ int main(int argc, char **argv) {
         for (int b = sm; b < blocks; b += busy) s.queue.push_back(b);
     }
     for (int i = 0; i < n_sm; i += size) for (int k = 0; k < occ; k++) start(S[i], k < job["early"] ? -lead : 0);
-    now = -lead; dram_free = -1e9; double idle[3] = {0}, first_sum = 0, first_n = 0; int left = n_sm;
+    now = -lead; dram_free = job.count("free_us") ? job["free_us"] * gpu.ghz * 1000 : -1e9; double idle[3] = {0}, first_sum = 0, first_n = 0; int left = n_sm;
     while (left > 0) {
         i64 soonest = NEVER;
         for (SM &s : S) if (!s.warps.empty()) for (int q = 0; q < 4; q++) {
