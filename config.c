@@ -537,11 +537,11 @@ static int parse_eos(Model *m, const Fields *f) {
 }
 
 /* Reads generation_config.json.  What the file leaves open is as in the file that Google publishes:
- * temperature 1, top-k 64, top-p 0.95.  A missing file leaves everything open. */
+ * temperature 1, top-k 64, top-p 0.95, no min-p, no penalty.  A missing file leaves all open. */
 static int load_generation(Model *m, const char *dir, Error *err) {
     Buf path = {0};
     GenerationConfig *g = &m->generation;
-    double temperature, top_p;
+    double temperature, top_p, min_p, penalty;
     int sample;
     cJSON *json = load_json(dir, "generation_config.json", &path, 1, err);
     Fields f = {path.data, json, "", err};
@@ -551,11 +551,15 @@ static int load_generation(Model *m, const char *dir, Error *err) {
               boolean(&f, "do_sample", &sample) ||
               number(&f, "temperature", 0, 1000, 1, &temperature) ||
               integer(&f, "top_k", 0, 1 << 24, 64, &g->top_k) ||
-              number(&f, "top_p", 0, 1, 0.95, &top_p) ? -1 : 0;
+              number(&f, "top_p", 0, 1, 0.95, &top_p) ||
+              number(&f, "min_p", 0, 1, 0, &min_p) ||
+              number(&f, "repetition_penalty", 0.01, 100, 1, &penalty) ? -1 : 0;
     if (!bad) {
         int greedy = json_field(json, "do_sample") && !sample;
         g->temperature = greedy ? 0 : (float)temperature;
         g->top_p = (float)top_p;
+        g->min_p = (float)min_p;
+        g->repeat_penalty = (float)penalty;
     }
     cJSON_Delete(json);
     buf_free(&path);

@@ -169,8 +169,8 @@ static void fill_sampling(const Options *o, const GenerationConfig *g, SamplerPa
     if (p->temperature < 0) p->temperature = g->temperature;
     if (p->top_k < 0) p->top_k = g->top_k;
     if (p->top_p < 0) p->top_p = g->top_p;
-    if (p->min_p < 0) p->min_p = 0;
-    if (p->repeat_penalty < 0) p->repeat_penalty = 1;
+    if (p->min_p < 0) p->min_p = g->min_p;
+    if (p->repeat_penalty < 0) p->repeat_penalty = g->repeat_penalty;
     if (!o->have_seed && getrandom(&p->seed, sizeof p->seed, 0) < 0) p->seed = 0;
 }
 

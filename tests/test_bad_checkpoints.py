@@ -316,6 +316,8 @@ BROKEN = {
         ('temperature', edit('generation_config.json', 'temperature', 'hot'), ['temperature']),
         ('top_k', edit('generation_config.json', 'top_k', -1), ['top_k']),
         ('top_p', edit('generation_config.json', 'top_p', 1.5), ['top_p']),
+        ('min_p', edit('generation_config.json', 'min_p', 'x'), ['min_p']),
+        ('repetition_penalty', edit('generation_config.json', 'repetition_penalty', 0), ['repetition_penalty']),
         ('text for do_sample', edit('generation_config.json', 'do_sample', 'yes'), ['do_sample']),
         ('broken generation config', data('generation_config.json', lambda b: b'{'), ['byte']),
         ('nested generation config', data('generation_config.json', lambda b: NESTED), ['deep']),
