@@ -593,13 +593,15 @@ int load_configs(Model *m, const char *dir, Error *err) {
     return bad ? -1 : 0;
 }
 
-int model_image_tokens(const char *dir) {
+int model_image_tokens(const char *dir, Error *err) {
     Buf path = {0};
     cJSON *config = load_json(dir, "config.json", &path, 1, NULL);
-    Fields f = {path.data, config, "", NULL};
-    int n;
-    if (integer(&f, "vision_soft_tokens_per_image", 1, 1120, 280, &n)) n = 280;
+    Fields f = {path.data, config, "", err};
+    int n, bad = integer(&f, "vision_soft_tokens_per_image", 70, 1120, 280, &n);
+    if (!bad && n != 70 && n != 140 && n != 280 && n != 560 && n != 1120)
+        bad = fail(err, "%s: vision_soft_tokens_per_image is %d, must be 70, 140, 280, 560 or 1120",
+                   path.data, n);
     cJSON_Delete(config);
     buf_free(&path);
-    return n;
+    return bad ? -1 : n;
 }

@@ -959,7 +959,7 @@ static void explain_terminal(const Options *o) {
 /* Runs what the command line asks for.  Returns the exit status, or -1 with err. */
 static int run(Options *o, const char *dir, Error *err) {
     explain_terminal(o);
-    if (!o->image_tokens) o->image_tokens = model_image_tokens(dir);
+    if (!o->image_tokens && (o->image_tokens = model_image_tokens(dir, err)) < 0) return -1;
     if (is_command(o, "tokenize")) return run_tokenize(o, dir, err);
     if (is_command(o, "render")) return run_render(o, dir, err);
     if (is_command(o, "parse")) return run_parse(o, dir, err);

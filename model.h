@@ -90,8 +90,9 @@ void model_info(const Model *m, ModelInfo *info);
 const char *model_warning(const Model *m);
 
 /* The most soft tokens that the checkpoint in `dir` wants for an image:
- * vision_soft_tokens_per_image of config.json, else 280. */
-int model_image_tokens(const char *dir);
+ * vision_soft_tokens_per_image of config.json, else 280.  Returns -1 with err where that field is
+ * not one of the numbers that --image-tokens takes. */
+int model_image_tokens(const char *dir, Error *err);
 
 /* ---- pictures ---- */
 

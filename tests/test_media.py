@@ -817,6 +817,10 @@ def test_image_tokens_of_the_checkpoint(copy):
     """vision_soft_tokens_per_image is what --image-tokens is, unless it is given."""
     path = copy(SEEING)
     config = read_json(path / 'config.json')
+    for wrong in -1, 2, 0.5, 'x', 1e9:
+        write_json(path / 'config.json', dict(config, vision_soft_tokens_per_image=wrong))
+        for call in ('render',), ('-p', 'Hello'):
+            assert 'config.json: vision_soft_tokens_per_image' in complaint(1, *call, '-m', path)
     config['vision_soft_tokens_per_image'] = 70
     write_json(path / 'config.json', config)
     case, large = prompt('one'), prompt('large')
