@@ -491,6 +491,16 @@ def test_outside_editor_that_gives_nothing(chat, puppet, tmp_path, editor, words
     assert c.messages() == [] and list(tmp_path.glob('gemma4.*')) == []
 
 
+def test_a_draft_outlives_an_editor_that_fails(chat, puppet, tmp_path):
+    """Ctrl-P brings the line back that Ctrl-X Ctrl-E could not open."""
+    c = chat(puppet, env={'EDITOR': 'false', 'VISUAL': '', 'TMPDIR': tmp_path})
+    c.child.send('a draft\x18\x05')
+    c.child.expect_exact('nothing is sent')
+    c.child.expect(r'\n> $')
+    c.say('\x10')
+    assert c.messages() == [user('a draft'), assistant(ANSWER)]
+
+
 def test_outside_editor_that_writes_no_text(chat, puppet, tmp_path):
     """What is no UTF-8 would make a conversation that /load refuses.  The file stays, for the user wrote it."""
     editor = tmp_path / 'editor'
