@@ -225,7 +225,8 @@ static int parse_features(Model *m, const Fields *top, const Fields *text, int *
         one_of(text, "use_bidirectional_attention", "vision", NULL) ||
         boolean(text, "enable_moe_block", moe) ||
         refuse(text, "hidden_size_per_layer_input", embeddings) ||
-        (!m->target && refuse(text, "num_kv_shared_layers", shared)))
+        (!m->target && refuse(text, "num_kv_shared_layers", shared)) ||
+        refuse(text, "rope_scaling", "only rope_parameters scale positions here"))
         return -1;
     return refuse(text, "attention_bias", "biases are not supported");
 }

@@ -222,6 +222,7 @@ BROKEN = {
         ('a number for a model_type', config('model_type', 4), ['model_type', 'string']),
         ('per-layer embeddings', config(T + 'hidden_size_per_layer_input', 256), ['hidden_size_per_layer_input']),
         ('shared KV', config(T + 'num_kv_shared_layers', 2), ['num_kv_shared_layers']),
+        ('scaled positions', config(T + 'rope_scaling', {'rope_type': 'yarn', 'factor': 4}), [T + 'rope_scaling']),
         ('audio tower', config('audio_config', {'model_type': 'gemma4_audio'}), ['audio_config']),
         ('no text_config', config('text_config', None), ['text_config']),
         ('a list for a text_config', config('text_config', []), ['text_config', 'object']),

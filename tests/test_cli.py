@@ -639,7 +639,9 @@ def test_stdin_that_is_a_terminal(puppet, call, what):
     assert run(call, '-m', puppet).stderr == b''
     child = pexpect.spawn(GEMMA4, [call, '-m', str(puppet)], env=environment(), encoding='utf-8', timeout=PATIENCE)
     child.expect_exact('gemma4: reading stdin%s (Ctrl-D ends it)\r\n' % what)
-    child.sendeof()
+    if call != '--jsonl':
+        child.sendline('text')
+    child.sendeof()                     # one is enough
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == 0
