@@ -419,8 +419,8 @@ static int command_retry(Repl *r, Error *err) {
     return 0;
 }
 
-/* Lets the user edit the text in $EDITOR, and shows the result.  After a failure *text is empty, and
- * the history has what it was. */
+/* Lets the user edit the text in $EDITOR, and shows the result.  After a failure *text is empty,
+ * and the history has what it was. */
 static void compose(Repl *r, Buf *text) {
     Error err;
     if (editor_outside(r->editor, text, &err)) {
