@@ -362,7 +362,8 @@ PTX int ptx_cluster_blocks() {
     return blocks;
 }
 PTX void ptx_cluster_sync() {
-    asm volatile("barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.aligned;"
+                 ::: "memory");
 }
 
 /* ---- barriers in shared memory; sm_80, ptx_mbarrier_wait sm_90 ----
