@@ -36,8 +36,8 @@
  * read the same 16 bytes of shared memory, and __byte_perm takes each lane's own bytes out of
  * them.
  *
- * In this file a line is a row of a tile, as it lies in shared memory.  Where gate and up are joined
- * by gelu, the first half of the lines are rows of gate, and the second half are the same rows of
+ * In this file a line is a row of a tile, as it lies in shared memory.  Where gelu joins gate and
+ * up, the first half of the lines are rows of gate, and the second half are the same rows of
  * up.  A warp multiplies 8 lines of the first half together with the same 8 of the second, so that
  * gate and up of a row meet in one thread. */
 #include "hopper.h"
@@ -197,7 +197,7 @@ __device__ static inline uint32_t rows_ahead(const Unit &u, int line, int lines)
 /* ---- the producer ----
  *
  * All of its 128 threads wait until the next stage is empty, begin their copies of it, and arrive
- * at `full` when these have ended.  cp.async have no conditions: behind a tile's last token that one
+ * at `full` when these have ended.  cp.async has no condition: behind a tile's last token that one
  * is repeated, and behind a matrix's last row that row.  Nobody reads the sums of either.  (With a
  * condition for each copy ptxas computes an address only when the copy before has read its own.) */
 
