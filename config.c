@@ -225,7 +225,8 @@ static int parse_features(Model *m, const Fields *top, const Fields *text, int *
         one_of(text, "use_bidirectional_attention", "vision", NULL) ||
         boolean(text, "enable_moe_block", moe) ||
         refuse(text, "hidden_size_per_layer_input", embeddings) ||
-        (!m->target && refuse(text, "num_kv_shared_layers", shared)))
+        (!m->target && refuse(text, "num_kv_shared_layers", shared)) ||
+        refuse(text, "rope_scaling", "only rope_parameters scale positions here"))
         return -1;
     return refuse(text, "attention_bias", "biases are not supported");
 }
@@ -537,11 +538,11 @@ static int parse_eos(Model *m, const Fields *f) {
 }
 
 /* Reads generation_config.json.  What the file leaves open is as in the file that Google publishes:
- * temperature 1, top-k 64, top-p 0.95.  A missing file leaves everything open. */
+ * temperature 1, top-k 64, top-p 0.95, no min-p, no penalty.  A missing file leaves all open. */
 static int load_generation(Model *m, const char *dir, Error *err) {
     Buf path = {0};
     GenerationConfig *g = &m->generation;
-    double temperature, top_p;
+    double temperature, top_p, min_p, penalty;
     int sample;
     cJSON *json = load_json(dir, "generation_config.json", &path, 1, err);
     Fields f = {path.data, json, "", err};
@@ -551,11 +552,15 @@ static int load_generation(Model *m, const char *dir, Error *err) {
               boolean(&f, "do_sample", &sample) ||
               number(&f, "temperature", 0, 1000, 1, &temperature) ||
               integer(&f, "top_k", 0, 1 << 24, 64, &g->top_k) ||
-              number(&f, "top_p", 0, 1, 0.95, &top_p) ? -1 : 0;
+              number(&f, "top_p", 0, 1, 0.95, &top_p) ||
+              number(&f, "min_p", 0, 1, 0, &min_p) ||
+              number(&f, "repetition_penalty", 0.01, 100, 1, &penalty) ? -1 : 0;
     if (!bad) {
         int greedy = json_field(json, "do_sample") && !sample;
         g->temperature = greedy ? 0 : (float)temperature;
         g->top_p = (float)top_p;
+        g->min_p = (float)min_p;
+        g->repeat_penalty = (float)penalty;
     }
     cJSON_Delete(json);
     buf_free(&path);
@@ -589,13 +594,15 @@ int load_configs(Model *m, const char *dir, Error *err) {
     return bad ? -1 : 0;
 }
 
-int model_image_tokens(const char *dir) {
+int model_image_tokens(const char *dir, Error *err) {
     Buf path = {0};
     cJSON *config = load_json(dir, "config.json", &path, 1, NULL);
-    Fields f = {path.data, config, "", NULL};
-    int n;
-    if (integer(&f, "vision_soft_tokens_per_image", 1, 1120, 280, &n)) n = 280;
+    Fields f = {path.data, config, "", err};
+    int n, bad = integer(&f, "vision_soft_tokens_per_image", 70, 1120, 280, &n);
+    if (!bad && n != 70 && n != 140 && n != 280 && n != 560 && n != 1120)
+        bad = fail(err, "%s: vision_soft_tokens_per_image is %d, must be 70, 140, 280, 560 or 1120",
+                   path.data, n);
     cJSON_Delete(config);
     buf_free(&path);
-    return n;
+    return bad ? -1 : n;
 }

@@ -8,6 +8,8 @@
 #define _GNU_SOURCE
 #include "edit.h"
 
+#include "textfile.h"
+
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -940,16 +942,12 @@ static int fill_file(int fd, const Buf *text) {
  * *text as it was. */
 static int take_back(const char *path, Buf *text, Error *err) {
     Buf result = {0};
-    if (read_file(path, &result, err)) return -1;
-    int bad = memchr(result.data, 0, result.len) != NULL;
-    if (bad) fail(err, "a NUL byte: a message is text");
-    else {
-        while (result.len && strchr("\r\n", result.data[result.len - 1])) result.len--;
-        text->len = 0;
-        buf_add(text, result.data, result.len);
-    }
+    if (read_text(path, &result, err)) return -1;
+    while (result.len && strchr("\r\n", result.data[result.len - 1])) result.len--;
+    text->len = 0;
+    buf_add(text, result.data, result.len);
     buf_free(&result);
-    return bad ? -1 : 0;
+    return 0;
 }
 
 int editor_outside(const Editor *e, Buf *text, Error *err) {
@@ -963,7 +961,8 @@ int editor_outside(const Editor *e, Buf *text, Error *err) {
         if (!e->is_dumb) put_escape(NO_BRACKETED_PASTE);
         bad = run_editor(path.data, err);
         if (!e->is_dumb) put_escape(BRACKETED_PASTE);
-        if (!bad) bad = take_back(path.data, text, err);
+        /* A file that is no text stays, since the user wrote it; the error names it. */
+        if (!bad && take_back(path.data, text, err)) fd = -1, bad = -1;
     }
     if (fd >= 0) unlink(path.data);
     buf_free(&path);

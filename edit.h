@@ -44,8 +44,8 @@ void editor_history(Editor *e, int most, Buf *out);
 int terminal_columns(void);
 
 /* Runs $VISUAL, $EDITOR or vi on a file of mode 0600 that holds *text, and makes *text what the
- * file holds afterwards, without line ends at its end.  Removes the file.  Returns 0, or -1 with
- * err and *text as it was. */
+ * file holds afterwards, see read_text, without line ends at its end.  Removes the file, unless it
+ * holds no text: then the error names it.  Returns 0, or -1 with err and *text as it was. */
 int editor_outside(const Editor *e, Buf *text, Error *err);
 
 #endif

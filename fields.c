@@ -80,10 +80,10 @@ int number(const Fields *f, const char *name, double min, double max, double oth
         return fail(f->err, "%s: %s%s is not a number", f->file, f->where, name);
     double x = v->valuedouble;
     if (min == max && x != min)
-        return fail(f->err, "%s: %s%s is %.40s, must be %g", f->file, f->where, name,
+        return fail(f->err, "%s: %s%s is %.40s, must be %.10g", f->file, f->where, name,
                     v->valuestring, min);
     if (!(x >= min && x <= max))
-        return fail(f->err, "%s: %s%s is %.40s, must be %g to %g", f->file, f->where, name,
+        return fail(f->err, "%s: %s%s is %.40s, must be %.10g to %.10g", f->file, f->where, name,
                     v->valuestring, min, max);
     *out = x;
     return 0;

@@ -214,6 +214,35 @@ int image_is_gif(const void *bytes, size_t n) {
     return n >= 6 && (!memcmp(bytes, "GIF87a", 6) || !memcmp(bytes, "GIF89a", 6));
 }
 
+static uint32_t png_number(const uint8_t *p) {
+    return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
+}
+
+/* Returns 1 where a chunk of a PNG that says something of its pixels has a wrong checksum (the CRC
+ * of the PNG specification, annex D).  stb_image looks at none, nor at zlib's. */
+static int is_damaged_png(const uint8_t *bytes, size_t n) {
+    uint32_t table[256];
+    if (n < 8 || memcmp(bytes, "\x89PNG\r\n\x1a\n", 8)) return 0;
+    for (uint32_t i = 0; i < 256; i++) {
+        table[i] = i;
+        for (int bit = 0; bit < 8; bit++)
+            table[i] = table[i] >> 1 ^ (table[i] & 1 ? 0xedb88320u : 0);
+    }
+    for (size_t at = 8; n - at >= 12;) {
+        const uint8_t *type = bytes + at + 4;
+        size_t size = png_number(bytes + at);
+        if (size > n - at - 12) return 0;
+        uint32_t crc = ~0u;
+        for (size_t i = 0; i < 4 + size; i++) crc = crc >> 8 ^ table[(crc ^ type[i]) & 255];
+        int is_critical = !(type[0] & 0x20);            /* its first letter is a capital */
+        if (is_critical || !memcmp(type, "tRNS", 4))
+            if (~crc != png_number(type + 4 + size)) return 1;
+        if (!memcmp(type, "IEND", 4)) return 0;
+        at += 12 + size;
+    }
+    return 0;
+}
+
 /* Decodes bytes[0..n), whose size has been checked.  Returns as image_decode. */
 static int decode(const uint8_t *bytes, size_t n, int orientation, Image *out, Error *err) {
     ImageBytes source = {bytes, n, 0};
@@ -224,7 +253,10 @@ static int decode(const uint8_t *bytes, size_t n, int orientation, Image *out, E
     if (!strcmp(why ? why : "", "Not a PNG")) why = "Corrupt JPEG";
     if (source.past_end) bad = truncated(err);
     else if (!pixels) bad = damaged(err, why);
-    else if (image_from_pixels(pixels, w, h, channels, orientation, out))
+    else if (is_damaged_png(bytes, n)) {
+        damaged(err, "a wrong checksum");
+        bad = TRUNCATED;
+    } else if (image_from_pixels(pixels, w, h, channels, orientation, out))
         bad = fail(err, "no memory for an image of %d x %d pixels", w, h);
     free(pixels);
     return bad;

@@ -170,8 +170,8 @@ static void fill_sampling(const Options *o, const GenerationConfig *g, SamplerPa
     if (p->temperature < 0) p->temperature = g->temperature;
     if (p->top_k < 0) p->top_k = g->top_k;
     if (p->top_p < 0) p->top_p = g->top_p;
-    if (p->min_p < 0) p->min_p = 0;
-    if (p->repeat_penalty < 0) p->repeat_penalty = 1;
+    if (p->min_p < 0) p->min_p = g->min_p;
+    if (p->repeat_penalty < 0) p->repeat_penalty = g->repeat_penalty;
     if (!o->have_seed && getrandom(&p->seed, sizeof p->seed, 0) < 0) p->seed = 0;
 }
 
@@ -983,7 +983,7 @@ static void explain_terminal(const Options *o) {
 /* Runs what the command line asks for.  Returns the exit status, or -1 with err. */
 static int run(Options *o, const char *dir, Error *err) {
     explain_terminal(o);
-    if (!o->image_tokens) o->image_tokens = model_image_tokens(dir);
+    if (!o->image_tokens && (o->image_tokens = model_image_tokens(dir, err)) < 0) return -1;
     if (is_command(o, "tokenize")) return run_tokenize(o, dir, err);
     if (is_command(o, "render")) return run_render(o, dir, err);
     if (is_command(o, "parse")) return run_parse(o, dir, err);

@@ -16,13 +16,14 @@ typedef struct Model Model;
 #define MAX_SUPPRESSED 64
 
 /* What generation_config.json asks for.  Where that file is missing or silent, eos comes from
- * config.json, and the rest is Gemma's: temperature 1, top-k 64, top-p 0.95. */
+ * config.json, and the rest is Gemma's: temperature 1, top-k 64, top-p 0.95, nothing else. */
 typedef struct {
     int eos[MAX_EOS], n_eos;            /* the ids that end an answer */
     int suppress[MAX_SUPPRESSED], n_suppress;   /* the ids that no answer may have */
     float temperature;                  /* 0 when do_sample is false */
     int top_k;
-    float top_p;
+    float top_p, min_p;
+    float repeat_penalty;
 } GenerationConfig;
 
 /* What `info` prints. */
@@ -89,8 +90,9 @@ void model_info(const Model *m, ModelInfo *info);
 const char *model_warning(const Model *m);
 
 /* The most soft tokens that the checkpoint in `dir` wants for an image:
- * vision_soft_tokens_per_image of config.json, else 280. */
-int model_image_tokens(const char *dir);
+ * vision_soft_tokens_per_image of config.json, else 280.  Returns -1 with err where that field is
+ * not one of the numbers that --image-tokens takes. */
+int model_image_tokens(const char *dir, Error *err);
 
 /* ---- pictures ---- */
 

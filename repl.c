@@ -419,10 +419,12 @@ static int command_retry(Repl *r, Error *err) {
     return 0;
 }
 
-/* Lets the user edit the text in $EDITOR, and shows the result.  After a failure *text is empty. */
+/* Lets the user edit the text in $EDITOR, and shows the result.  After a failure *text is empty,
+ * and the history has what it was. */
 static void compose(Repl *r, Buf *text) {
     Error err;
     if (editor_outside(r->editor, text, &err)) {
+        if (text->len) editor_remember(r->editor, text->data);
         text->len = 0;
         note("gemma4: %s\n", err.text);
     } else if (!text->len) fputs("(nothing to send)\n", stderr);

@@ -244,6 +244,8 @@ static int check_fields(const cJSON *o, Request *r, Error *err) {
         if (instead) return fail(err, "%s: not supported (%s may do)", name, instead);
         return fail(err, "%s: not supported", name);
     }
+    if (cJSON_IsObject(json_field(o, "web_search_options")))    /* {} asks for a search, too */
+        return fail(err, "web_search_options: not supported");
     const char *thoughts = cJSON_GetStringValue(json_field(o, "reasoning_format"));
     if (thoughts && *thoughts && !is_in(thoughts, thoughts_apart))
         return fail(err, "reasoning_format: must be auto, deepseek or parsed: thoughts are apart");

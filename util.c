@@ -139,7 +139,8 @@ int read_file(const char *path, Buf *b, Error *err) {
         n = fread(b->data + b->len, 1, 1 << 16, f);
         b->len += n;
         b->data[b->len] = 0;
-    } while (n && b->len <= INPUT_LIMIT);
+        /* Fewer bytes are the last ones.  A terminal would have to be told so once more. */
+    } while (n == 1 << 16 && b->len <= INPUT_LIMIT);
     int bad = b->len > INPUT_LIMIT ? EFBIG : 0;
     if (ferror(f)) bad = errno;
     if (!from_stdin) (void)fclose(f);

@@ -287,12 +287,20 @@ def test_narrow_sampling_is_greedy(odd, options):
     assert sample(odd, *options) == sample(odd, '--temp', 0)
 
 
-@pytest.mark.parametrize('changes', [{'do_sample': False}, {'top_k': 1}, {'temperature': 0}, {'top_p': 0.0}], ids=str)
+@pytest.mark.parametrize('changes', [{'do_sample': False}, {'top_k': 1}, {'temperature': 0}, {'top_p': 0.0}, {'min_p': 1}], ids=str)
 def test_sampling_defaults_come_from_the_checkpoint(odd, copy, changes):
     model = copy(odd)
     file = model / 'generation_config.json'
     write_json(file, dict(read_json(file), **changes))
     assert sample(model) == sample(odd, '--temp', 0)
+
+
+def test_repeat_penalty_of_the_checkpoint(odd, copy):
+    model = copy(odd)
+    file = model / 'generation_config.json'
+    write_json(file, dict(read_json(file), repetition_penalty=100))
+    assert sample(model, '--temp', 0) == sample(odd, '--temp', 0, '--repeat-penalty', 100) != sample(odd, '--temp', 0)
+    assert sample(model, '--temp', 0, '--repeat-penalty', 1) == sample(odd, '--temp', 0)
 
 
 def test_repeat_penalty(odd):
@@ -631,7 +639,9 @@ def test_stdin_that_is_a_terminal(puppet, call, what):
     assert run(call, '-m', puppet).stderr == b''
     child = pexpect.spawn(GEMMA4, [call, '-m', str(puppet)], env=environment(), encoding='utf-8', timeout=PATIENCE)
     child.expect_exact('gemma4: reading stdin%s (Ctrl-D ends it)\r\n' % what)
-    child.sendeof()
+    if call != '--jsonl':
+        child.sendline('text')
+    child.sendeof()                     # one is enough
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == 0

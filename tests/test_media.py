@@ -721,6 +721,19 @@ def test_damaged_jpeg(chat, tmp_path):
     assert says in c.say('What is %s?' % name) and says not in c.say('And?')
 
 
+def test_damaged_png(false_ffmpeg, tmp_path):
+    """Pixels that a wrong checksum betrays are not taken as they are; a wrong one of a mere note does no harm."""
+    name, whole = tmp_path / 'a.png', png()
+    at = whole.index(b'IDAT') - 4
+    name.write_bytes(whole[:at] + chunk(b'tEXt', b'note')[:-1] + b'?' + whole[at:])
+    assert b'damaged' not in run(*EXACT, '-n', 1, '-i', name, 'What?').stderr
+    name.write_bytes(whole[:-13] + bytes([whole[-13] ^ 1]) + whole[-12:])
+    says = 'the image is damaged (a wrong checksum): ffmpeg is not installed'
+    assert says in complaint(1, *EXACT, '-i', name, 'What?', env=environment(PATH='/nonexistent'))
+    done = run(*EXACT, '-n', 1, '--ignore-eos', '-i', name, 'What?', env=false_ffmpeg(gives_rgba(tmp_path)))
+    assert done.returncode == 0 and b'the file is damaged' in done.stderr
+
+
 def test_truncated_qoi(false_ffmpeg, tmp_path):
     """ffmpeg says nothing about it."""
     (tmp_path / 'a').write_bytes(b'qoif' + struct.pack('>IIBB', W, H, 4, 0) + bytes(40))
@@ -817,6 +830,10 @@ def test_image_tokens_of_the_checkpoint(copy):
     """vision_soft_tokens_per_image is what --image-tokens is, unless it is given."""
     path = copy(SEEING)
     config = read_json(path / 'config.json')
+    for wrong in -1, 2, 0.5, 'x', 1e9:
+        write_json(path / 'config.json', dict(config, vision_soft_tokens_per_image=wrong))
+        for call in ('render',), ('-p', 'Hello'):
+            assert 'config.json: vision_soft_tokens_per_image' in complaint(1, *call, '-m', path)
     config['vision_soft_tokens_per_image'] = 70
     write_json(path / 'config.json', config)
     case, large = prompt('one'), prompt('large')

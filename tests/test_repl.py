@@ -491,6 +491,26 @@ def test_outside_editor_that_gives_nothing(chat, puppet, tmp_path, editor, words
     assert c.messages() == [] and list(tmp_path.glob('gemma4.*')) == []
 
 
+def test_a_draft_outlives_an_editor_that_fails(chat, puppet, tmp_path):
+    """Ctrl-P brings the line back that Ctrl-X Ctrl-E could not open."""
+    c = chat(puppet, env={'EDITOR': 'false', 'VISUAL': '', 'TMPDIR': tmp_path})
+    c.child.send('a draft\x18\x05')
+    c.child.expect_exact('nothing is sent')
+    c.child.expect(r'\n> $')
+    c.say('\x10')
+    assert c.messages() == [user('a draft'), assistant(ANSWER)]
+
+
+def test_outside_editor_that_writes_no_text(chat, puppet, tmp_path):
+    """What is no UTF-8 would make a conversation that /load refuses.  The file stays, for the user wrote it."""
+    editor = tmp_path / 'editor'
+    editor.write_text('#!/bin/sh\nprintf "caf\\351 au lait" > "$1"\n')
+    editor.chmod(0o755)
+    c = chat(puppet, env={'EDITOR': editor, 'VISUAL': '', 'TMPDIR': tmp_path})
+    assert re.search(r'gemma4\.\w+\.md: not UTF-8 .*iconv', c.say('/edit'))
+    assert c.messages() == [] and [f.read_bytes() for f in tmp_path.glob('gemma4.*')] == [b'caf\xe9 au lait']
+
+
 def test_list_of_tools(chat, puppet, caller, tools, folder):
     assert '--tools' in chat(puppet).say('/tools')
     assert re.search(r'(?m)^  add\b', chat(caller, '--tools', tools).say('/tools'))

@@ -247,7 +247,7 @@ REFUSED = [
     *[({name: value}, name + ': not supported') for name, value in [
         ('text', {'format': {'type': 'json_object'}}), ('instructions', 'Be brief.'), ('system', 'Be brief.'), ('num_ctx', 4096),
         ('raw', True), ('previous_response_id', 'x'), ('max_new_tokens', 5), ('stop_sequences', ['x']), ('responseSchema', {'type': 'null'}),
-        ('extra_body', {'top_k': 1})]],
+        ('extra_body', {'top_k': 1}), ('web_search_options', {})]],
     *[(dict(messages=[dict(HI, **{name: value})]), 'messages[0].%s: not supported' % name) for name, value in [
         ('images', ['x']), ('function_call', {'name': 'f', 'arguments': '{}'}), ('audio', {'id': 'x'})]],
 ]

@@ -34,6 +34,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         if ((drafter = model_open_drafter("tests/fixtures/odd-assistant", m, &err))) model_close(drafter);
         model_close(m);
     } else if (!*err.text || strchr(err.text, '\n')) abort();
-    model_image_tokens(dir);
+    model_image_tokens(dir, &err);
     return 0;
 }
