@@ -36,14 +36,20 @@
 #include "tools.h"
 #include "transcript.h"
 
-static volatile sig_atomic_t interrupted;       /* Ctrl-C at the chat prompt: stops an answer */
+/* 1, or a signal's number: an answer stops.  Ctrl-C at the chat prompt sets it, and where `saves` is
+ * 1 the first signal that would end the program: the answer is saved, then the program ends. */
+static volatile sig_atomic_t interrupted, saves;
 static int stderr_is_terminal, dims;            /* dims: thoughts are shown dimmed on stderr */
 static volatile sig_atomic_t is_styled;         /* 1: Markdown may be styled on stdout */
 
 /* SIGHUP, SIGINT (outside of the chat prompt, which has a handler of its own), SIGQUIT and SIGTERM
- * end the program at once; whatever was answered is on stdout already.  A running tool ends with
- * the program.  The terminal gets its settings from before the chat prompt, and plain text. */
+ * end the program at once, or with --save when the answer so far is saved; whatever was answered is
+ * on stdout already.  A running tool ends with the program.  The terminal gets its settings from before the chat prompt, and plain text. */
 static void on_signal(int number) {
+    if (saves && !interrupted) {
+        interrupted = number;
+        return;
+    }
     tool_kill();
     repl_leave();
     new_leave();
@@ -860,13 +866,17 @@ static int run_one_shot(const Options *o, Engine *e, const Question *question, E
     cJSON *messages = NULL;
     int bad;
     outlives_reader = o->save != NULL;  /* the file gets the whole answer */
+    saves = o->save != NULL;
     if (g.raw) bad = answer_raw(o, e, &question->text, &g, err);
     else bad = answer_question(o, e, question, &messages, &g, err);
     end_thought(&show);
     markdown_show_end(&show.markdown);
     markdown_free(&show.markdown);
     if (!bad) finish_answer(o, e, &show, &g);
-    if (!bad && o->save) bad = transcript_save(e, messages, o->save, err);
+    /* Nothing takes the place of the file when a signal came before the first token. */
+    if (!bad && o->save && (!interrupted || g.answer.n))
+        bad = transcript_save(e, messages, o->save, err);
+    if (!bad && interrupted) on_signal(interrupted);
     cJSON_Delete(messages);
     generation_free(&g);
     return bad;

@@ -377,6 +377,24 @@ def test_interrupted_answer(start, chatterbox):
     assert text and text == ('The command is one,' * len(text))[:len(text)]
 
 
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_answer_is_saved(start, chatterbox, tmp_path, number):
+    """As far as it has come; a file that is there stays when nothing has."""
+    saved = tmp_path / 'talk.json'
+    p = start('-m', chatterbox, 'hello', '--save', saved, *ENDLESS, stdin=subprocess.DEVNULL)
+    text = p.stdout.read(50)
+    p.send_signal(number)
+    text = (text + p.stdout.read()).decode().rstrip('\n')
+    assert (p.wait(PATIENCE), p.stderr.read()) == (128 + number, b'')
+    assert json.loads(saved.read_text())['messages'][-1] == {'role': 'assistant', 'content': text}
+    before = saved.read_bytes()
+    p = start('-m', chatterbox, '--save', saved, *ENDLESS)
+    p.stdin.write(b'x y ' * 200000)
+    p.stdin.close()
+    p.send_signal(number)
+    assert p.wait(PATIENCE) == 128 + number and saved.read_bytes() == before
+
+
 def test_interrupted_while_reading_the_prompt(start, chatterbox):
     """A prompt that would take minutes."""
     p = start('-m', chatterbox, *ENDLESS)
