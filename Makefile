@@ -56,7 +56,8 @@ GENCODE = $(foreach sm, 80 90 100 110 120, -gencode arch=compute_$(sm),code=sm_$
           -gencode arch=compute_$(sm),code=compute_$(sm))
 NVCC_FLAGS = -std=c++17 -O3 $(GENCODE) --threads 0 -Xcompiler -Wall,-fPIE
 
-# What needs instructions that only some chips have, in code for just these, has an object of its own.
+# What needs instructions that only some chips have, in code for just these, has an object of its own.  100a has none that would gain
+# anything: its FP4 products are of another kind, and see "The conversion from E2M1" in bench/gpu-predicted.md.
 build/fp4.o: private GENCODE = $(foreach sm, 120a 121a, -gencode arch=compute_$(sm),code=sm_$(sm))
 build/hopper.o: private GENCODE = -gencode arch=compute_90a,code=sm_90a
 

@@ -185,24 +185,6 @@ PTX unsigned ptx_cvt_f16x2_e4m3x2(unsigned short v) {
     return *(unsigned *)&x;
 #endif
 }
-/* Two E2M1 as two FP16, exactly, the lower nibble to the lower half.  One instruction on sm_100a,
- * 101a, 103a, 110a, 120a, 121a. */
-PTX unsigned ptx_cvt_f16x2_e2m1x2(unsigned char v) {
-#if __CUDA_ARCH__ >= 1000 \
-    && (defined(__CUDA_ARCH_SPECIFIC__) || defined(__CUDA_ARCH_FAMILY_SPECIFIC__))
-    unsigned r;
-    asm("{ .reg .b8 v; cvt.u8.u16 v, %1; cvt.rn.f16x2.e2m1x2 %0, v; }"
-        : "=r"(r) : "h"((unsigned short)v));
-    return r;
-#else
-    /* E2M1's exponent and mantissa go to the two lowest bits of the FP16's exponent and the highest
-     * of its mantissa.  The biases differ by 14, so the result is multiplied by 2^14. */
-    unsigned both = v | (unsigned)v << 12;
-    unsigned r = (both & 0x00080008) << 12 | (both & 0x00070007) << 9;
-    __half2 x = __hmul2(*(__half2 *)&r, __float2half2_rn(16384.f));
-    return *(unsigned *)&x;
-#endif
-}
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 890
 /* Two floats as two E4M3, rounded to nearest, ties to even, saturated at 448, `lo` in the lower
  * byte; sm_89. */

@@ -99,9 +99,6 @@ inline void ptx_mma_nvf4_16864(float d[4], const unsigned a[4], const unsigned b
 static inline unsigned ptx_cvt_f16x2_e4m3x2(unsigned short v) {
     return emu::fp8_to_half(v & 255, false) | (unsigned)emu::fp8_to_half(v >> 8, false) << 16;
 }
-static inline unsigned ptx_cvt_f16x2_e2m1x2(unsigned char v) {
-    return emu::float_to_half(emu::fp4_to_float(v)) | (unsigned)emu::float_to_half(emu::fp4_to_float(v >> 4)) << 16;
-}
 static inline unsigned short ptx_cvt_e4m3x2_f32(float lo, float hi) {
     return (unsigned short)(emu::float_to_fp8(lo, false, true) | emu::float_to_fp8(hi, false, true) << 8);
 }
