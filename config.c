@@ -537,6 +537,34 @@ static int parse_eos(Model *m, const Fields *f) {
     return token_ids(f, "eos_token_id", m->config.vocab, MAX_EOS, g->eos, &g->n_eos);
 }
 
+/* Warns of fields by which transformers' generate would draw other tokens (GenerationConfig there),
+ * and which have no effect here.  null, false and an empty list change nothing there, nor does 1 in
+ * one_is_none and 0 in the others. */
+static void warn_of_generation(Model *m, const cJSON *json) {
+    static const char *const one_is_none[] = {
+        "num_beams", "typical_p", "guidance_scale", "encoder_repetition_penalty", NULL,
+    };
+    static const char *const others[] = {
+        "penalty_alpha", "top_h", "epsilon_cutoff", "eta_cutoff", "no_repeat_ngram_size",
+        "encoder_no_repeat_ngram_size", "bad_words_ids", "force_words_ids", "sequence_bias",
+        "exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id",
+        "begin_suppress_tokens", "min_length", "min_new_tokens", "max_time", "stop_strings",
+        "watermarking_config", NULL,
+    };
+    Buf names = {0};
+    const cJSON *v;
+    cJSON_ArrayForEach(v, json) {
+        int none = is_in(v->string, one_is_none);
+        if (!none && !is_in(v->string, others)) continue;
+        if (cJSON_IsNumber(v) ? v->valuedouble == none : !cJSON_IsString(v) && !v->child) continue;
+        buf_printf(&names, "%s%s", names.len ? ", " : "", v->string);
+    }
+    if (names.len)
+        buf_printf(&m->warning, "%sfields of generation_config.json have no effect: %s",
+                   m->warning.len ? "; " : "", names.data);
+    buf_free(&names);
+}
+
 /* Reads generation_config.json.  What the file leaves open is as in the file that Google publishes:
  * temperature 1, top-k 64, top-p 0.95, no min-p, no penalty.  A missing file leaves all open. */
 static int load_generation(Model *m, const char *dir, Error *err) {
@@ -561,6 +589,7 @@ static int load_generation(Model *m, const char *dir, Error *err) {
         g->top_p = (float)top_p;
         g->min_p = (float)min_p;
         g->repeat_penalty = (float)penalty;
+        warn_of_generation(m, json);
     }
     cJSON_Delete(json);
     buf_free(&path);

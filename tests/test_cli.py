@@ -295,6 +295,18 @@ def test_sampling_defaults_come_from_the_checkpoint(odd, copy, changes):
     assert sample(model) == sample(odd, '--temp', 0)
 
 
+def test_generation_config_that_has_no_effect(odd, copy):
+    model = copy(odd)
+    file = model / 'generation_config.json'
+    none = {'num_beams': 1, 'typical_p': 1.0, 'no_repeat_ngram_size': 0, 'bad_words_ids': None, 'forced_bos_token_id': None, 'sequence_bias': []}
+    write_json(file, dict(read_json(file), **none))
+    assert 'no effect' not in run('-m', model, '-n', 1, 'x').stderr.decode()
+    write_json(file, dict(read_json(file), num_beams=4, no_repeat_ngram_size=1, bad_words_ids=[[5]]))
+    line = 'gemma4: warning: fields of generation_config.json have no effect: '
+    said = run('-m', model, '-n', 1, 'x').stderr.decode().splitlines()[0]
+    assert said.startswith(line) and sorted(said[len(line):].split(', ')) == ['bad_words_ids', 'no_repeat_ngram_size', 'num_beams']
+
+
 def test_repeat_penalty_of_the_checkpoint(odd, copy):
     model = copy(odd)
     file = model / 'generation_config.json'
