@@ -325,8 +325,9 @@ static int note_integers(Model *m, const cJSON *group, int bits, const char *whe
  * must say 128.  Returns 0, or -1 with the error, which begins with `where`. */
 static int note_floats(Model *m, const cJSON *weights, int bits, const char *where, Error *err) {
     const cJSON *size = json_field(weights, "group_size");
-    if (bits == 4 && cJSON_IsNumber(size) && size->valuedouble != 16)
-        return fail(err, "%s.weights.group_size is %.40s, must be 16", where, size->valuestring);
+    int is_16 = cJSON_IsNumber(size) && size->valuedouble == 16;
+    if (bits == 4 && size && !cJSON_IsNull(size) && !is_16)
+        return fail(err, "%s.weights.group_size must be 16", where);
     m->has_float_groups = 1;
     if (bits != 8) return 0;
     m->has_fp8_groups = 1;

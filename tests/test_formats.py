@@ -523,7 +523,7 @@ def test_fp8_on_the_gpu_that_is_no_number(tmp_path, quantised):
 
 
 @pytest.mark.parametrize('weights, word', [({'strategy': 'block', 'block_structure': [96, 96]}, 'block_structure'), ({'strategy': 'block'}, 'block_structure'),
-                                           ({'strategy': 'channel'}, 'weight: it is FP8 (blocks of 128)'), ({'num_bits': 4, 'group_size': 32}, 'group_size')])
+                                           ({'strategy': 'channel'}, 'weight: it is FP8 (blocks of 128)'), ({'num_bits': 4, 'group_size': 32}, 'group_size'), ({'num_bits': 4, 'group_size': 'x'}, 'group_size')])
 def test_fp8_of_another_kind(tmp_path, quantised, weights, word):
     model = tmp_path / 'model'
     shutil.copytree(quantised('FP8 (blocks of 128)'), model)
