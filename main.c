@@ -277,14 +277,12 @@ static int check_activations(const Options *o, Error *err) {
 /* Warns where --activations 8 has no effect on this CPU.  It is asked for as a matter of speed, so
  * the program answers all the same. */
 static void warn_of_activations(const Options *o, const Model *m, const Ops *ops) {
-    ModelInfo info;
-    model_info(m, &info);
     const char *why = NULL;
     if (o->activations != 8) return;
     if (ops == &plain_ops) why = "--device plain computes with float32";
-    else if (!cpu_rounds_to_8(info.config, model_weights(m)))
+    else if (!cpu_rounds_to_8(model_config(m), model_weights(m)))
         why = "this CPU's kernels have none for the formats of this model, so it has no effect";
-    if (why) remark("gemma4: --activations %d: %s\n", o->activations, why);
+    if (why) remark("gemma4: warning: --activations %d: %s\n", o->activations, why);
 }
 
 /* Warns of settings of a GPU, which have no effect on the CPU. */

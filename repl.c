@@ -304,6 +304,7 @@ static int attach_media(Repl *r, const char *path, int is_video, Error *err) {
     char *whole = realpath(path, NULL);
     if (!whole) return fail(err, "%s: %s", path, strerror(errno));
     int is_new = !is_attached(r, whole), bad = 0;
+    if (!is_new) note("(%s goes with the next question already)\n", whole);
     if (is_new) bad = media_check(r->e->media, whole, is_video, err);
     if (is_new && !bad) {
         cJSON_AddItemToArray(r->media, media_part(whole, is_video));
