@@ -36,15 +36,17 @@
 #include "tools.h"
 #include "transcript.h"
 
-/* 1, or a signal's number: an answer stops.  Ctrl-C at the chat prompt sets it, and where `saves` is
- * 1 the first signal that would end the program: the answer is saved, then the program ends. */
+/* interrupted: 1, or a signal's number: an answer stops.  Ctrl-C at the chat prompt sets it.  Where
+ * `saves` is 1, so does the first signal that would end the program; the answer is saved then, and
+ * the program ends. */
 static volatile sig_atomic_t interrupted, saves;
 static int stderr_is_terminal, dims;            /* dims: thoughts are shown dimmed on stderr */
 static volatile sig_atomic_t is_styled;         /* 1: Markdown may be styled on stdout */
 
 /* SIGHUP, SIGINT (outside of the chat prompt, which has a handler of its own), SIGQUIT and SIGTERM
  * end the program at once, or with --save when the answer so far is saved; whatever was answered is
- * on stdout already.  A running tool ends with the program.  The terminal gets its settings from before the chat prompt, and plain text. */
+ * on stdout already.  A running tool ends with the program.  The terminal gets its settings from
+ * before the chat prompt, and plain text. */
 static void on_signal(int number) {
     if (saves && !interrupted) {
         interrupted = number;

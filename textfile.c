@@ -17,7 +17,8 @@ static int refuse_format(const char *name, const Format *f, Error *err) {
     const char *place = f->converter ? strstr(f->converter, "%s") : NULL;
     if (f->kind == PICTURE || f->kind == FFMPEG_PICTURE || f->kind == OTHER_PICTURE)
         return fail(err, "%s: %s, not text; pictures go with -i, or /image", name, f->name);
-    if (f->kind == FILM) return fail(err, "%s: %s, not text; videos go with --video, or /video", name, f->name);
+    if (f->kind == FILM)
+        return fail(err, "%s: %s, not text; videos go with --video, or /video", name, f->name);
     if (!place) return fail(err, "%s: %s, not text", name, f->name);
     return fail(err, "%s: %s, not text: %.*s%s%s makes text of it", name, f->name,
                 (int)(place - f->converter), f->converter, in_command(name), place + 2);
