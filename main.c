@@ -48,7 +48,8 @@ static volatile sig_atomic_t is_styled;         /* 1: Markdown may be styled on 
  * on stdout already.  A running tool ends with the program.  The terminal gets its settings from
  * before the chat prompt, and plain text. */
 static void on_signal(int number) {
-    if (saves && !interrupted) {
+    /* A terminal that vanishes sends SIGHUP more than once. */
+    if (saves && (!interrupted || number == SIGHUP)) {
         interrupted = number;
         return;
     }
@@ -876,6 +877,7 @@ static int run_one_shot(const Options *o, Engine *e, const Question *question, E
     /* Nothing takes the place of the file when a signal came before the first token. */
     if (!bad && o->save && (!interrupted || g.answer.n))
         bad = transcript_save(e, messages, o->save, err);
+    saves = 0;
     if (!bad && interrupted) on_signal(interrupted);
     cJSON_Delete(messages);
     generation_free(&g);

@@ -285,15 +285,21 @@ int write_whole(int fd, const void *bytes, size_t n) {
     return 0;
 }
 
-/* write_whole; stdout that cannot be written ends the program. */
+/* write_whole; stdout that cannot be written ends the program.  A terminal that has vanished gives
+ * EIO a moment before its SIGHUP comes (__tty_hangup in Linux): which of the two the program meets
+ * first makes no difference. */
 static void write_all(int fd, const char *bytes, size_t n) {
+    struct stat of;
     if (!write_whole(fd, bytes, n) || fd != STDOUT_FILENO) return;
-    if (errno == EPIPE) {
-        if (!outlives_reader) leave(READER_GONE);
+    const int error = errno;
+    int vanished = error == EIO && !fstat(fd, &of) && S_ISCHR(of.st_mode);
+    if (vanished) raise(SIGHUP);        /* returns where it is ignored, or the answer is saved */
+    if (error == EPIPE && !outlives_reader) leave(READER_GONE);
+    if (outlives_reader && (vanished || error == EPIPE)) {
         reader_is_gone = 1;
         return;
     }
-    fprintf(stderr, "gemma4: stdout: %s\n", strerror(errno));
+    fprintf(stderr, "gemma4: stdout: %s\n", strerror(error));
     leave(1);
 }
 

@@ -216,6 +216,25 @@ def test_terminal_is_left_as_it_was(start, tmp_path, puppet, number, status):
     os.close(side)
 
 
+def without_terminal(child):
+    """Closes the child's terminal, and returns how the child ended."""
+    os.close(child.child_fd)
+    child.ptyproc.closed = child.closed = True
+    child.child_fd = child.ptyproc.fd = -1
+    _, status = os.waitpid(child.pid, 0)
+    child.terminated = True
+    return status
+
+
+def test_answer_is_saved_when_the_terminal_vanishes(chatterbox, tmp_path):
+    args = ['-m', str(chatterbox), '--save', str(tmp_path / 'talk.json'), *map(str, ENDLESS), 'hello']
+    child = pexpect.spawn(GEMMA4, args, env=environment(HOME=tmp_path), encoding='utf-8', timeout=PATIENCE)
+    child.expect_exact('The command is one,The')
+    status = without_terminal(child)
+    assert os.WIFEXITED(status) and os.WEXITSTATUS(status) == 128 + signal.SIGHUP
+    assert json.loads((tmp_path / 'talk.json').read_text())['messages'][-1]['content'].startswith('The command is one,The')
+
+
 @pytest.mark.parametrize('stage', ['prompt', 'answer', 'tool'])
 @pytest.mark.parametrize('ignored', [False, True], ids=['', 'nohup'])
 def test_terminal_that_vanishes(chatterbox, caller, tools, folder, sleeper, tmp_path, stage, ignored):
@@ -232,11 +251,7 @@ def test_terminal_that_vanishes(chatterbox, caller, tools, folder, sleeper, tmp_
         wait_until_ready(sleeper)
     else:
         child.expect(PROMPT)
-    os.close(child.child_fd)
-    child.ptyproc.closed = child.closed = True
-    child.child_fd = child.ptyproc.fd = -1
-    _, status = os.waitpid(child.pid, 0)
-    child.terminated = True
+    status = without_terminal(child)
     assert os.WIFEXITED(status) and os.WEXITSTATUS(status) in ((0, 1) if ignored else (128 + signal.SIGHUP,))
     assert stage != 'tool' or all_are_gone(sleeper)
 
