@@ -101,8 +101,9 @@ void write_text(int fd, const char *text, size_t n);
 
 /* write_text to stdout.  When stdout's reader has gone (EPIPE) the program ends quietly with
  * READER_GONE, as one that SIGPIPE ends; with outlives_reader what is written is dropped instead,
- * and reader_is_gone becomes 1.  A terminal that has vanished counts as SIGHUP.  After any other failure (a full disk) the program says so on
- * stderr and ends with status 1, since an answer must not be lost in silence. */
+ * and reader_is_gone becomes 1.  A terminal that has vanished counts as SIGHUP.  After any other
+ * failure (a full disk) the program says so on stderr and ends with status 1, since an answer must
+ * not be lost in silence. */
 void put_stdout(const char *text, size_t n);
 
 #define READER_GONE (128 + SIGPIPE)

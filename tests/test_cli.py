@@ -614,7 +614,7 @@ def test_activations(checkpoint, layout):
         assert scores(cpu, '--activations', '32') == scores(cpu, '--exact')
         assert scores(cpu, '--activations', '16') == scores(cpu)
         rounded, said = scores(cpu, '--activations', '8')
-        no_effect = b"gemma4: --activations 8: this CPU's kernels have none for the formats of this model, so it has no effect\n"
+        no_effect = b"gemma4: warning: --activations 8: this CPU's kernels have none for the formats of this model, so it has no effect\n"
         assert (rounded == scores(cpu)[0]) == (said == no_effect)
     assert b'--device plain computes with float32' in run('--device', 'plain', '--activations', 8, '-n', 1, 'hello').stderr
 
