@@ -8,8 +8,8 @@ usage: gpu_first_day.py [--bin DIR] [--model DIR] [--out DIR] [OPTION... STEP...
   OPTION, STEP what gpu_bench.py shall measure instead, and how
 
 Right first (tests/gpu_check.py): every operation, what GEMMA4_CUDA leaves out, the tiny checkpoints, compute-sanitizer.  Then, whatever
-came out, decode, prefill, both as on GPUs of 8 and 12 GB, and the kernels one by one (gpu_bench.py).  Where nothing can be measured,
-the checks go into bench/DATE-checks.md.
+came out, decode, prefill and the kernels one by one (gpu_bench.py; its step `split`, GPUs of 8 and 12 GB, would take longer than ten
+minutes).  Where nothing can be measured, the checks go into bench/DATE-checks.md.
 """
 import argparse
 import datetime
@@ -20,7 +20,7 @@ import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CHECKS = ['--timeout', '60', '--sanitized', 'odd-experts', 'kernels', 'switches', 'wgmma', 'model', 'sanitizer']
-FIGURES = ['--contexts', '0,25000', '--prompts', '16,512,2048,8192', '--repeat', '1', '--timeout', '120', 'decode', 'prefill', 'split', 'kernels']
+FIGURES = ['--contexts', '0,25000', '--prompts', '16,512,2048,8192', '--repeat', '1', '--timeout', '120', 'decode', 'prefill', 'kernels']
 
 
 def main():
