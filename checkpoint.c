@@ -59,11 +59,6 @@ static int check_dtype(const Tensor *t, DType want, Error *err) {
                 dtype_name[want]);
 }
 
-/* Adds to model_warning. */
-static void warn(Model *m, const char *text) {
-    buf_printf(&m->warning, "%s%s", m->warning.len ? "; " : "", text);
-}
-
 /* The Kind of a tensor of ordinary numbers. */
 static int plain_kind(DType t) {
     if (t == DT_F32) return K_F32;
@@ -537,8 +532,8 @@ static int bind_parts(Model *m, uint8_t *used, Error *err) {
     for (int i = 0; i < c->n_layers; i++)
         if (bind_layer(&b, i)) return -1;
     if (m->has_cache_scheme && !c->backbone && !b.has_cache_scales)
-        warn(m, "config.json announces scales of the FP8 cache, but no layer has "
-             "self_attn.k_scale: they count as 1, as in vLLM (--kv bf16 needs none)");
+        model_warn(m, "config.json announces scales of the FP8 cache, but no layer has "
+                   "self_attn.k_scale: they count as 1, as in vLLM (--kv bf16 needs none)");
     return m->w.tower.n_layers ? bind_tower(&b) : 0;
 }
 
@@ -592,7 +587,7 @@ static int bind_model(Model *m, Error *err) {
     int n;
     const Tensor *t = safetensors_all(m->st, &n);
     if (refuse_formats(m, err)) return -1;
-    if (safetensors_warning(m->st)) warn(m, safetensors_warning(m->st));
+    if (safetensors_warning(m->st)) model_warn(m, safetensors_warning(m->st));
     uint8_t *used = xcalloc(n, 1);
     int bad = bind_parts(m, used, err);
     for (int i = 0; i < n && !bad; i++)
@@ -673,7 +668,8 @@ static void warn_of_adapter(Model *m, const char *dir) {
     Buf path = {0};
     buf_printf(&path, "%s/adapter_config.json", dir);
     if (!access(path.data, F_OK))
-        warn(m, "the LoRA adapter beside the weights counts only where --lora names its directory");
+        model_warn(m, "the LoRA adapter beside the weights counts only where --lora names its "
+                   "directory");
     buf_free(&path);
 }
 
@@ -758,7 +754,7 @@ int model_check(const Model *m, Error *err) {
     Check c = {0};
     c.t = safetensors_all(m->st, &c.n);
     c.bad = c.n;
-    in_threads(n_cpus() < MOST ? n_cpus() : MOST, check_scales, &c);
+    in_threads(MOST, check_scales, &c);
     if (c.bad == c.n) return 0;
     const Tensor *bad = &c.t[c.bad];
     const char *infinite = bad->dtype == DT_F8_E4M3 ? "" : ", infinite";

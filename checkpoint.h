@@ -79,6 +79,9 @@ int integer_kind(int bits, int group, int has_zeros);
  * Returns 0, or -1 with err. */
 int load_configs(Model *m, const char *dir, Error *err);
 
+/* Adds to model_warning. */
+void model_warn(Model *m, const char *text);
+
 /* Whether the group of config_groups that counts for a module has zero points; -1: no group names
  * it.  The rules are compressed-tensors' (match_targets, match.py): a name goes before a pattern,
  * and a pattern before a class; of several patterns the first in the order of texts counts, and

@@ -538,6 +538,10 @@ static int parse_eos(Model *m, const Fields *f) {
     return token_ids(f, "eos_token_id", m->config.vocab, MAX_EOS, g->eos, &g->n_eos);
 }
 
+void model_warn(Model *m, const char *text) {
+    buf_printf(&m->warning, "%s%s", m->warning.len ? "; " : "", text);
+}
+
 /* Warns of fields by which transformers' generate would draw other tokens (GenerationConfig there),
  * and which have no effect here.  null, false and an empty list change nothing there, nor does 1 in
  * one_is_none and 0 in the others. */
@@ -552,7 +556,7 @@ static void warn_of_generation(Model *m, const cJSON *json) {
         "begin_suppress_tokens", "min_length", "min_new_tokens", "max_time", "stop_strings",
         "watermarking_config", NULL,
     };
-    Buf names = {0};
+    Buf names = {0}, line = {0};
     const cJSON *v;
     cJSON_ArrayForEach(v, json) {
         int none = is_in(v->string, one_is_none);
@@ -560,9 +564,11 @@ static void warn_of_generation(Model *m, const cJSON *json) {
         if (cJSON_IsNumber(v) ? v->valuedouble == none : !cJSON_IsString(v) && !v->child) continue;
         buf_printf(&names, "%s%s", names.len ? ", " : "", v->string);
     }
-    if (names.len)
-        buf_printf(&m->warning, "%sfields of generation_config.json have no effect: %s",
-                   m->warning.len ? "; " : "", names.data);
+    if (names.len) {
+        buf_printf(&line, "fields of generation_config.json have no effect: %s", names.data);
+        model_warn(m, line.data);
+    }
+    buf_free(&line);
     buf_free(&names);
 }
 

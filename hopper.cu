@@ -219,6 +219,18 @@ __device__ static inline void bring_scales(const Unit &u, int step, int n_steps,
                       from[k / (S::rows / 64)] + rows_ahead(u, line + 32 * k, S::rows) * bytes);
 }
 
+/* Ends the copies of step `step` into the next stage: begins those of the block scales where it is
+ * their turn, lets `full` know, and goes on to the stage behind. */
+template <bool PACKED, class S>
+__device__ static inline void end_stage(const Unit &u, int step, int n_steps, Ring &ring) {
+    if (PACKED && step % 4 == 0) {
+        bring_scales<S>(u, step, n_steps, ring.scales + ring.scales_at * S::scales);
+        next_scales<S::stages>(ring);
+    }
+    ptx_mbarrier_arrive_copies(ring.full + ring.at);
+    next_stage<S::stages>(ring);
+}
+
 /* Begins the copies of dense matrices into the next stage: columns 64 * step … of y's rows from
  * row `token` on, one or two halves of a tile, and of the unit's lines.  For one thread.  Where the
  * cluster's blocks share the tokens, each block brings the half of its rank to both.  Behind a
@@ -251,12 +263,7 @@ __device__ static inline void bring_dense(const Product &p, const Maps &maps, co
             ptx_mbarrier_wait(ring.empty + ring.at, ring.parity ^ 1);
             if (threadIdx.x % GROUP == 0)
                 begin_boxes<PACKED, S>(maps, u, part * p.n + u.tile.first, halves, step, ring);
-            if (PACKED && step % 4 == 0) {
-                bring_scales<S>(u, step, n_steps, ring.scales + ring.scales_at * S::scales);
-                next_scales<S::stages>(ring);
-            }
-            ptx_mbarrier_arrive_copies(ring.full + ring.at);
-            next_stage<S::stages>(ring);
+            end_stage<PACKED, S>(u, step, n_steps, ring);
         }
 }
 
@@ -298,12 +305,7 @@ __device__ static inline void bring_experts(const Product &p, const Unit &u, int
             for (int k = 0; k < S::rows / lines; k++)
                 ptx_cp_async16(w_to + lines * k * row_pitch(PACKED),
                                w[lines * k / (S::rows / 2)] + w_from[k]);
-            if (PACKED && step % 4 == 0) {
-                bring_scales<S>(u, step, n_steps, ring.scales + ring.scales_at * S::scales);
-                next_scales<S::stages>(ring);
-            }
-            ptx_mbarrier_arrive_copies(ring.full + ring.at);
-            next_stage<S::stages>(ring);
+            end_stage<PACKED, S>(u, step, n_steps, ring);
             column += 128;
             w[0] += row_pitch(PACKED);
             w[1] += row_pitch(PACKED);

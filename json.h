@@ -89,7 +89,7 @@ const char *json_key_twice(const cJSON *v);
 /* A member of the object o, or NULL when the member is missing or null, or o is no object. */
 const cJSON *json_field(const cJSON *o, const char *name);
 
-/* The text of such a member, or NULL where it is no string. */
+/* The text of a member of o, or NULL when json_field finds none or it is no string. */
 const char *json_string(const cJSON *o, const char *name);
 
 /* What a JSON pointer like `#/$defs/NAME` names in the document `root`; NULL: nothing. */
@@ -97,7 +97,7 @@ const cJSON *json_pointer(const cJSON *root, const char *pointer);
 
 /* Adds s[0..n) as a JSON string with its quotes; bytes that are not UTF-8 become U+FFFD. */
 void json_quote(Buf *out, const char *s, size_t n);
-void json_quote_text(Buf *out, const char *s);          /* the same of a C string */
+void json_quote_text(Buf *out, const char *s);          /* json_quote of a C string */
 
 /* Adds the lines of text as a JSON list of strings, without the newline that ends each line. */
 void json_quote_lines(Buf *out, const char *text);

@@ -278,7 +278,7 @@ static int take_version(Options *o, const char *text) {
 typedef enum {
     FLAG,                               /* without a value: an int becomes 1 */
     TEXT,                               /* with a value, which a const char * points to */
-    ONCE,                               /* the same, but a second one is refused */
+    ONCE,                               /* TEXT of which a second one is refused */
     WHOLE, REAL,                        /* with a value from min to max: an int, a float */
     ASKS, TAKES,                        /* without a value, with one: `take` is called */
     FILE_OR_FLAG,                       /* --ids, the only one: see take_ids */

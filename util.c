@@ -247,7 +247,7 @@ void unmap_file(const void *bytes, size_t n) {
     pthread_mutex_unlock(&mappings_lock);
     /* munmap alone would do this in one thread, 25 ms for each GB that was read. */
     Pages pages = {.from = (uint8_t *)bytes, .n = n};
-    if (n > PIECE) in_threads(n_cpus() < 4 ? n_cpus() : 4, drop_pages, &pages);
+    if (n > PIECE) in_threads(4, drop_pages, &pages);
     munmap((void *)bytes, n);
     close(gone->fd);
     free(gone->line);
@@ -554,7 +554,8 @@ int n_cpus(void) {
     return cores < quota ? cores : quota;
 }
 
-void in_threads(int n, void *(*fn)(void *), void *arg) {
+void in_threads(int most, void *(*fn)(void *), void *arg) {
+    const int cpus = n_cpus(), n = cpus < most ? cpus : most;
     pthread_t *thread = xcalloc(n, sizeof *thread);
     int started = 1;
     while (started < n && !pthread_create(&thread[started], NULL, fn, arg)) started++;

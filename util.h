@@ -184,9 +184,10 @@ int quota_cores(const char *root);
 /* How many threads are worth having: the smaller of the two. */
 int n_cpus(void);
 
-/* Calls fn(arg) in n threads at once, or in as many as are to be had, of which the caller's is one,
- * and returns when all have returned: for an fn that takes its next task by a counter in arg. */
-void in_threads(int n, void *(*fn)(void *), void *arg);
+/* Calls fn(arg) in several threads at once, of which the caller's is one, and returns when all have
+ * returned: for an fn that takes its next task by a counter in arg.  There are `most` threads, or
+ * n_cpus(), or as many as are to be had, whichever is least. */
+void in_threads(int most, void *(*fn)(void *), void *arg);
 
 /* Seconds of the monotonic clock. */
 double seconds(void);
