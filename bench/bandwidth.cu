@@ -66,9 +66,12 @@ int main(void) {
      * Over the bus 256 MB take some 10 ms. */
     size_t free_bytes, total, bytes = (size_t)2 << 30, bus_bytes = (size_t)256 << 20;
     uint8_t *a, *b, *host;
+    char pci[16] = "";
     int clock = 0, memory_clock = 0, driver = 0, runtime = 0;
     check(cudaGetDeviceProperties(&gpu, 0), "no GPU");
     check(cudaMemGetInfo(&free_bytes, &total), "memory");
+    double free_gb = (double)free_bytes * 1e-9;
+    check(cudaDeviceGetPCIBusId(pci, sizeof pci, 0), "no GPU");
     while (bytes > free_bytes / 4) bytes /= 2;
     if (bus_bytes > bytes) bus_bytes = bytes;
     cudaDeviceGetAttribute(&clock, cudaDevAttrClockRate, 0);
@@ -87,6 +90,7 @@ int main(void) {
     printf("\"compute_capability\": \"%d.%d\", ", gpu.major, gpu.minor);
     printf("\"multiprocessors\": %d, ", gpu.multiProcessorCount);
     printf("\"memory_gb\": %.1f, ", total * 1e-9);
+    printf("\"free_gb\": %.1f, \"pci\": \"%s\", ", free_gb, pci);
     printf("\"clock_mhz\": %d, ", clock / 1000);
     printf("\"memory_clock_mhz\": %d, ", memory_clock / 1000);
     printf("\"driver_cuda\": \"%d.%d\", ", driver / 1000, driver % 100 / 10);

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Is the program right on this machine's GPU?  Prints one line per check and "N passed, N failed" (`make gpu-check`).
+What cannot be checked here is named: "left out".
 
 usage: gpu_check.py [--bin DIR] [--full DIR] [--timeout S] [STEP...]
   kernels    every operation against plain.c's, at awkward sizes (test_kernels, and test_fp4 where
@@ -10,8 +11,8 @@ usage: gpu_check.py [--bin DIR] [--full DIR] [--timeout S] [STEP...]
              kernels that overlap; their tokens with both values of GEMMA4_HEAD
   wgmma      on an H100 or H200: the tiny checkpoints' logits with wgmma and without
   full       a random checkpoint of full size, logits against the CPU's
-  sanitizer  compute-sanitizer's memcheck, racecheck and synccheck on the tiny checkpoints, where the tool is found; with the
-             256 largest logits, so that the list that collect_kernel sorts is for several warps
+  sanitizer  compute-sanitizer's racecheck, synccheck and memcheck on the tiny checkpoints, where the tool is found; with
+             the 256 largest logits, so that the list that collect_kernel sorts is for several warps
   --bin DIR  the programs, built by `make gpu` (build/gpu)
   --full DIR the checkpoint of full size; made there, 18.8 GB, if there is none (build/full)
   --timeout S  a program that takes longer has failed (500)
@@ -22,10 +23,12 @@ Needs numpy, for `full` alone; no compiler, no package, no network.
 import argparse
 import array
 import json
+import math
 import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,40 +38,100 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FIXTURES = os.path.join(ROOT, 'tests', 'fixtures')
 STEPS = ['kernels', 'switches', 'wgmma', 'model', 'full', 'sanitizer']
 TINY = ['odd-bf16', 'odd-experts', 'odd-all', 'dense']
+# What GEMMA4_CUDA leaves out, by the tokens of a step: one of more than 8 is no graph.
+SWITCHES = {1: ('', 'no-graph', 'no-overlap', 'sync,no-overlap'), 5: ('', 'no-graph', 'no-overlap', 'sync,no-overlap'), 13: ('', 'no-overlap')}
+FULL_BYTES = 18.9e9                     # of the checkpoint of full size
+# What compute-sanitizer says where it cannot work, which is nothing about the program.
+UNFIT = re.compile(r'^=* *(.*(?:not supported|No supported|Internal Sanitizer Error|before first instrumented).*)$', re.M)
 
 
-def run(args, *call, **environment):
+class OutOfTime(Exception):
+    """There is not enough time for a program (said: None), or it was stopped (said: what it wrote until then)."""
+
+    def __init__(self, why, said=None):
+        super().__init__(why)
+        self.said = said
+
+
+class Budget:
+    """The seconds that all programs have together.  share(): up to which part of them the programs of now may run."""
+
+    def __init__(self, seconds=math.inf, clock=time.monotonic):
+        self.seconds, self.clock, self.start, self.share = seconds, clock, clock(), lambda: 1
+
+    def left(self, least=1):
+        """Seconds; OutOfTime where they are fewer than the least that the next program needs."""
+        end = self.share() * self.seconds
+        seconds = self.start + end - self.clock()
+        if seconds < least:
+            raise OutOfTime('%.0f of %.0f s were left' % (max(0, seconds), end))
+        return seconds
+
+
+def kill(process):
+    """With all that it has started: ncu and compute-sanitizer start the program themselves."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def call(args, *command, least=1, **environment):
+    """Runs a program in the repository; its exit status (None: longer than args.timeout), stdout, stderr.  OutOfTime where there is no
+    time left for it, or not enough."""
+    left = args.budget.left(least)
+    # files, not pipes: nobody waits for a pipe that some grandchild holds
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        process = subprocess.Popen(list(map(str, command)), cwd=ROOT, env=dict(os.environ, **environment), stdin=subprocess.DEVNULL,
+                                   stdout=out, stderr=err, preexec_fn=os.setpgrp)
+        try:
+            status = process.wait(min(args.timeout, left))
+        except subprocess.TimeoutExpired:
+            status = None
+        finally:
+            kill(process)
+        texts = []
+        for file in out, err:
+            file.seek(0)
+            texts.append(file.read().decode(errors='replace'))
+    if status is None and left < args.timeout:
+        raise OutOfTime('stopped after %.0f s' % left, ''.join(texts))
+    return status, *texts
+
+
+def run(args, *command, **environment):
     """Runs a program in the repository; (whether its exit status is 0, what it wrote, seconds)."""
-    started = time.time()
+    started = args.budget.clock()
     try:
-        done = subprocess.run(list(map(str, call)), cwd=ROOT, env=dict(os.environ, **environment), stdin=subprocess.DEVNULL,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=args.timeout)
-        return done.returncode == 0, done.stdout.decode(errors='replace'), time.time() - started
-    except subprocess.TimeoutExpired as e:
-        return False, (e.stdout or b'').decode(errors='replace') + '\nlonger than %g s' % args.timeout, time.time() - started
+        status, out, err = call(args, *command, **environment)
     except OSError as e:
         return False, str(e), 0
-
-
-def last_lines(text, n=30):
-    return ''.join('    ' + line + '\n' for line in text.splitlines()[-n:])
+    if status is None:
+        err += '\nlonger than %g s' % args.timeout
+    return status == 0, out + err, args.budget.clock() - started
 
 
 def program(args, name, **environment):
     """A cmocka program: one check for each of its tests, so that one that fails is named."""
-    good, text, seconds = run(args, os.path.join(args.bin, name), **environment)
+    stopped = None
+    try:
+        good, text, seconds = run(args, os.path.join(args.bin, name), **environment)
+    except OutOfTime as e:
+        good, text, seconds, stopped = False, e.said or '', 0, e
     passed = len(re.findall(r'^\[ +OK \]', text, re.M))
     failed = sorted(set(re.findall(r'^\[  FAILED  \] ([^\n]+[^:\n])$', text, re.M)))
-    yield good and passed > 0, '%s: %d tests passed, %d failed, %.0f s' % (name, passed, len(failed), seconds), '' if good else text
+    if failed or not stopped:
+        yield good and passed > 0, '%s: %d tests passed, %d failed, %.0f s' % (name, passed, len(failed), seconds), text
+    if stopped:
+        raise stopped
 
 
-def has_wgmma(args):
-    """Whether the GPU takes the switch that asks for it."""
+def no_gpu(args, **environment):
+    """Why the program finds no GPU, or none that takes what the environment asks for; '' where it finds one."""
+    if not os.path.exists(os.path.join(args.bin, 'gemma4')):
+        return '%s/gemma4: not there; `make gpu` builds it' % args.bin
     good, text, seconds = run(args, os.path.join(args.bin, 'gemma4'), 'info', '--device', 'cuda',
-                              '-m', os.path.join(FIXTURES, TINY[0]), GEMMA4_CUDA='wgmma')
-    if not good:
-        print('        wgmma: %s' % (text.splitlines() or ['no answer'])[-1])
-    return good
+                              '-m', os.path.join(FIXTURES, TINY[0]), **environment)
+    return '' if good else (text.splitlines() or ['no answer'])[-1]
 
 
 def check_kernels(args):
@@ -76,7 +139,7 @@ def check_kernels(args):
     demo = os.path.join(ROOT, 'demo')
     if run(args, os.path.join(args.bin, 'gemma4'), 'info', '-m', demo, '--device', 'cuda', '--fp4-activations')[0]:
         yield from program(args, 'test_fp4')
-    if has_wgmma(args):
+    if not no_gpu(args, GEMMA4_CUDA='wgmma'):
         yield from program(args, 'test_kernels', GEMMA4_CUDA='wgmma')
 
 
@@ -85,9 +148,9 @@ def check_switches(args):
     with tempfile.TemporaryDirectory() as scratch:
         ids = write_ids(scratch, 40, 500)
         for name in TINY:
-            for chunk in (1, 5, 13):
+            for chunk, cases in SWITCHES.items():
                 first = None
-                for switches in ('', 'no-graph', 'no-overlap', 'sync,no-overlap'):
+                for switches in cases:
                     path = os.path.join(scratch, 'logits')
                     good, text, seconds = run(args, os.path.join(args.bin, 'gemma4'), 'score', '-m', os.path.join(FIXTURES, name), '--ids', ids,
                                               '--top', 0, '--logits', path, '--chunk', chunk, '--device', 'cuda', GEMMA4_CUDA=switches)
@@ -109,7 +172,9 @@ def check_switches(args):
 def check_wgmma(args):
     """hopper.cu adds in another order than nvfp4.cu.  Exact logits agree to float32.  Where tokens are
     rounded to BF16, a few experts may be chosen otherwise, so it is the median position that agrees."""
-    if not has_wgmma(args):
+    why = no_gpu(args, GEMMA4_CUDA='wgmma')
+    if why:
+        yield None, 'wgmma: %s' % why, ''
         return
     with tempfile.TemporaryDirectory() as scratch:
         ids = write_ids(scratch, 150, 500)
@@ -153,12 +218,53 @@ def write_ids(directory, n, vocabulary):
     return path
 
 
-def make_full(args, directory):
-    """The checkpoint, unless it is there.  Its tokenizer is that of the tests: only ids are used."""
-    if os.path.exists(os.path.join(directory, 'config.json')):
-        return True, '', 0
-    return run(args, sys.executable, os.path.join(ROOT, 'tests', 'make_checkpoint.py'), '--full', '--layout', 'nvidia',
-               '--shard-bytes', '2e9', '--tokenizer', os.path.join(FIXTURES, 'odd-bf16', 'tokenizer.json'), directory)
+class Checkpoint:
+    """The checkpoint of full size with random weights.  If there is none, and no reason why not, it is made in DIRECTORY.part, beside
+    all else that is done."""
+
+    def __init__(self, directory, why=''):
+        self.directory, self.part, self.process, self.why = directory, directory + '.part', None, why
+        if why or os.path.exists(os.path.join(directory, 'config.json')):
+            return
+        try:
+            if os.path.isdir(directory) and os.listdir(directory):
+                raise OSError('%s: has files, but no config.json: name another place' % directory)
+            shutil.rmtree(self.part, ignore_errors=True)
+            os.makedirs(self.part)
+            room = shutil.disk_usage(self.part).free
+            if room < FULL_BYTES:
+                raise OSError('%s: room for %.1f GB, the checkpoint takes %.1f: name another place'
+                              % (directory, room * 1e-9, FULL_BYTES * 1e-9))
+        except OSError as e:
+            self.why = str(e)
+            return
+        # Its tokenizer is that of the tests: only ids are used.
+        self.said = tempfile.TemporaryFile()
+        self.process = subprocess.Popen(
+            [sys.executable, os.path.join(ROOT, 'tests', 'make_checkpoint.py'), '--full', '--layout', 'nvidia', '--shard-bytes', '2e9',
+             '--tokenizer', os.path.join(FIXTURES, 'odd-bf16', 'tokenizer.json'), self.part],
+            stdin=subprocess.DEVNULL, stdout=self.said, stderr=self.said, preexec_fn=os.setpgrp)
+
+    def missing(self, seconds=0):
+        """Waits so long for it.  Why there is none: '' when it is there, None when it is still being made."""
+        if self.process:
+            try:
+                status = self.process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                return None
+            self.process = None
+            self.said.seek(0)
+            if status:
+                self.why = (self.said.read().decode(errors='replace').splitlines() or ['exit status %d' % status])[-1]
+            else:
+                os.rename(self.part, self.directory)
+        return self.why
+
+    def stop(self):
+        """What is there of a checkpoint that is not whole goes."""
+        if self.process:
+            kill(self.process)
+        shutil.rmtree(self.part, ignore_errors=True)
 
 
 def logits(args, device, ids, scratch, *options):
@@ -177,10 +283,17 @@ def check_full(args):
     """A random model is chaotic: one expert that is chosen otherwise, of two with all but the same score, changes all that comes
     after.  So it is the median position that must agree, and how closely depends on what is rounded: on the CPU, a BF16 cache in
     place of a float32 one moves it by 1.7 % of the range and leaves 78 % of the choices; unrelated logits are off by 12 %."""
-    import numpy
-    good, text, seconds = make_full(args, args.full)
-    yield good, 'full: the checkpoint, %.0f s' % seconds, text
-    if not good:
+    checkpoint = Checkpoint(args.full)
+    try:
+        why = checkpoint.missing(args.budget.left())
+    finally:
+        checkpoint.stop()
+    try:
+        import numpy
+    except ImportError as e:
+        why = why or str(e)
+    if why:
+        yield None, 'full: %s' % why, ''
         return
     with tempfile.TemporaryDirectory() as scratch:
         with open(os.path.join(args.full, 'config.json')) as f:
@@ -207,40 +320,61 @@ def check_full(args):
 def check_sanitizer(args):
     tool = shutil.which('compute-sanitizer') or '/usr/local/cuda/bin/compute-sanitizer'
     if not os.path.exists(tool):
-        print('        sanitizer: there is no compute-sanitizer')
+        yield None, 'sanitizer: there is no compute-sanitizer', ''
         return
     with tempfile.TemporaryDirectory() as scratch:
         ids = write_ids(scratch, 40, 500)
-        for check in ('memcheck', 'racecheck', 'synccheck'):
-            for name in args.sanitized:
-                good, text, seconds = run(args, tool, '--tool', check, '--error-exitcode', 9, os.path.join(args.bin, 'gemma4'), '-m',
-                                          os.path.join(FIXTURES, name), '--ids', ids, '--ignore-eos', '-n', 4, '--temp', 1,
-                                          '--top-k', 256, '--print-ids', '--device', 'cuda')
-                yield good, 'sanitizer: %s, %s, %.0f s' % (check, name, seconds), text
+        for check, name in [(check, name) for check in ('racecheck', 'synccheck', 'memcheck') for name in args.sanitized]:
+            good, text, seconds = run(args, tool, '--tool', check, '--error-exitcode', 9, os.path.join(args.bin, 'gemma4'), '-m',
+                                      os.path.join(FIXTURES, name), '--ids', ids, '--ignore-eos', '-n', 4, '--temp', 1,
+                                      '--top-k', 256, '--print-ids', '--device', 'cuda')
+            refusal = None if good else UNFIT.search(text)
+            yield None if refusal else good, 'sanitizer: %s, %s, %s' % (check, name, refusal[1] if refusal else '%.0f s' % seconds), text
 
 
-def main():
+def check(args, steps, write):
+    """Runs the steps; write(line) for each check.  What is left out stands in args.missing, too.  Whether some passed and none failed."""
+    passed = failed = 0
+    for step in steps:
+        try:
+            for good, what, text in globals()['check_' + step](args):
+                if good is None:
+                    args.missing.append(what)
+                write('%s  %s' % ('left out' if good is None else 'passed' if good else 'FAILED', what))
+                for line in [] if good or good is None else text.splitlines()[-30:]:
+                    write('    ' + line)
+                passed, failed = passed + (good is True), failed + (good is False)
+        except OutOfTime as e:
+            args.missing.append('%s: %s' % (step, e))
+            write('left out  ' + args.missing[-1])
+    write('%d passed, %d failed' % (passed, failed))
+    return passed > 0 and not failed
+
+
+def end(number, frame):
+    raise SystemExit(128 + number)
+
+
+def parse(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('step', nargs='*', metavar='STEP')
     parser.add_argument('--bin', default=os.path.join(ROOT, 'build', 'gpu'))
     parser.add_argument('--full', default=os.path.join(ROOT, 'build', 'full'))
     parser.add_argument('--timeout', type=float, default=500)
     parser.add_argument('--sanitized', type=lambda text: text.split(','), default=TINY)
-    args = parser.parse_args()
+    parser.set_defaults(budget=Budget(), missing=[])
+    args = parser.parse_args(arguments)
     for step in args.step:
         if step not in STEPS:
             parser.error('%s: not one of %s' % (step, ', '.join(STEPS)))
     args.bin, args.full = os.path.abspath(args.bin), os.path.abspath(args.full)
-    passed = failed = 0
-    for step in args.step or STEPS:
-        for good, what, text in globals()['check_' + step](args):
-            print('%s  %s' % ('passed' if good else 'FAILED', what))
-            if not good:
-                print(last_lines(text), end='')
-            sys.stdout.flush()
-            passed, failed = passed + good, failed + (not good)
-    print('%d passed, %d failed' % (passed, failed))
-    sys.exit(failed > 0 or not passed)
+    return args
+
+
+def main():
+    args = parse()
+    signal.signal(signal.SIGTERM, end)
+    sys.exit(not check(args, args.step or STEPS, lambda line: print(line, flush=True)))
 
 
 if __name__ == '__main__':

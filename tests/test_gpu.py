@@ -617,7 +617,7 @@ def test_info_counts_fp4_activations(odd):
 
 # ---------------------------------------------------------------------------------------------- the first day with a GPU
 
-def gpu_check(tmp_path, step, **settings):
+def checked(tmp_path, step, **settings):
     """What a step of gpu_check.py says on the emulated GPU."""
     (tmp_path / 'gemma4').symlink_to(EMULATED)
     done = subprocess.run([sys.executable, ROOT / 'tests' / 'gpu_check.py', '--bin', tmp_path, step],
@@ -632,30 +632,173 @@ def program(path, text):
     path.chmod(0o755)
 
 
+A_GPU = {'name': 'NVIDIA X1', 'compute_capability': '12.0', 'multiprocessors': 8, 'memory_gb': 8, 'free_gb': 8, 'pci': '0000:01:00.0',
+         'clock_mhz': 1, 'memory_clock_mhz': 1, 'driver_cuda': '13.0', 'cuda': '13.0', 'read_gbs': 1, 'copy_gbs': 1, 'bus_gbs': 1}
+
+
 def test_first_day(tmp_path):
-    """All that `make gpu-first-day` does, on the emulated GPU, with one test of each program: graphs and overlapping kernels change
+    """All that `make gpu-first-day` does, on the emulated GPU, with one operation: graphs and overlapping kernels change
     no bit of the logits, and the screened head no token.  A test that fails is named, and all ends with status 1.  Whatever can be
     measured, and the checks, are in one file."""
-    programs, tests = tmp_path / 'bin', ROOT / 'build' / 'tests'
+    programs = tmp_path / 'bin'
     programs.mkdir()
     (programs / 'gemma4').symlink_to(EMULATED)
-    for name in 'test_kernels', 'test_model', 'test_image', 'test_fp4':
-        program(programs / name, 'exec %s "no soft cap"' % (tests / 'test_kernels'))
+    program(programs / 'test_kernels', 'exec %s "no soft cap"' % (ROOT / 'build' / 'tests' / 'test_kernels'))
+    for name in 'test_model', 'test_image', 'test_fp4':
+        program(programs / name, 'echo "[       OK ] all"')
     program(programs / 'test_draft', 'echo "[  FAILED  ] rounds"; exit 1')
-    gpu = {'name': 'NVIDIA X1', 'compute_capability': '12.0', 'multiprocessors': 8, 'memory_gb': 8, 'clock_mhz': 1, 'memory_clock_mhz': 1,
-           'driver_cuda': '13.0', 'cuda': '13.0', 'read_gbs': 1, 'copy_gbs': 1, 'bus_gbs': 1}
-    program(programs / 'bandwidth', "echo '%s'" % json.dumps(gpu))
-    call = (sys.executable, ROOT / 'bench' / 'gpu_first_day.py', '--bin', programs, '--out', tmp_path, '--model', FIXTURES / 'odd-bf16',
-            '--contexts', '0', '--prompts', '16', '--tokens', '3', '--repeat', '1', 'decode', 'prefill', 'kernels')
+    program(programs / 'bandwidth', "echo '%s'" % json.dumps(A_GPU))
+    call = (sys.executable, ROOT / 'bench' / 'gpu_first_day.py', '--minutes', '600', '--bin', programs, '--out', tmp_path,
+            '--model', FIXTURES / 'odd-bf16', '--contexts', '0', '--prompts', '16', '--tokens', '3', '--repeat', '1', 'decode', 'prefill', 'kernels')
     done = subprocess.run(list(map(str, call)), env=environment(GEMMA4_DEVICE='cuda'), capture_output=True, text=True, timeout=600)
     [written] = tmp_path.glob('*-X1.md')
     text = written.read_text()
     assert done.returncode == 1, done.stdout + done.stderr
-    assert '\n    56 passed, 1 failed\n' in text and '\n    FAILED  test_draft: 0 tests passed, 1 failed' in text
+    assert '\n    48 passed, 1 failed\n' in text and '\n    FAILED  test_draft: 0 tests passed, 1 failed' in text
     assert re.search(r'\n\| 0 \| 0\.001 GB \| [\d.]+ \|', text) and re.search(r'\n\| 16 \| [\d.]+ s \|', text)
     ncu, sanitizer = (shutil.which(tool, path=os.environ['PATH'] + ':/usr/local/cuda/bin') for tool in ('ncu', 'compute-sanitizer'))
-    assert ncu or 'There is no ncu.' in text
-    assert sanitizer or 'there is no compute-sanitizer' in text
+    assert ncu or '- kernels: There is no ncu.' in text
+    assert sanitizer or '- sanitizer: there is no compute-sanitizer' in text
+
+
+INFO = {'vocab_size': 500, 'context_length': 4096, 'context_bytes': 1, 'parameters': 1, 'bytes_on_disk': 1, 'bytes_per_token': 1e9,
+        'layouts': {}, 'layers': 1, 'kv_bytes_per_token': 1, 'sliding_window': 1, 'gpu': {'cpu_experts': 0}}
+# What gpu_first_day.py calls, without a GPU.  What takes time says so: in seconds of a clock that is a file.
+PUPPETS = {
+    'gemma4': """case "$* $GEMMA4_CUDA" in
+*--json*) echo '%s' ;;
+info*wgmma) echo "no wgmma here" >&2; exit 1 ;;
+info*fp4*) exit 1 ;;
+score*) while [ "$1" != --logits ]; do shift; done; echo bits > "$2" ;;
+*--stats*) n=${*##* -n } c=${*##* -c }; n=${n%%%% *} c=${c%%%% *}
+    echo "prompt: $((c - n)) tokens, 9.0 tokens/s; first token after 0.5 s; answer: $n tokens, 7.0 tokens/s;" \\
+         "peak memory 1 MB, GPU memory 1.0 GB" >&2
+    echo ${RUN:-20} >> "$CLOCK" ;;
+esac""" % json.dumps(INFO),
+    'ncu': """echo '"ID","Kernel Name","dram__bytes_read.sum","gpu__time_duration.sum"'; echo '"","","byte","ns"'
+echo '"0","embed_kernel(int)","n/a","1,000"'; echo '"1","qkv_kernel(int)","3,000","3,000"' """,
+    'compute-sanitizer': 'echo 10 >> "$CLOCK"',
+    'nvidia-smi': 'echo "GPU $2"',
+    'bandwidth': "echo '%s'" % json.dumps(A_GPU),
+    **{'test_' + name: 'echo "[       OK ] all"; echo 10 >> "$CLOCK"' for name in ('kernels', 'model', 'draft', 'image')}}
+HANGS = 'echo $$ > "$HANGING"; exec sleep 1000'
+
+
+@pytest.fixture
+def first_day(tmp_path, monkeypatch):
+    """first_day(PROGRAM='…'): all that gpu_first_day.py does, with puppets, of which some act differently; the exit status, its file, and
+    what the file says was left out.  With start=True the process."""
+    monkeypatch.syspath_prepend(ROOT / 'bench')
+    import gpu_first_day
+    clock, programs = tmp_path / 'clock', tmp_path / 'bin'
+    programs.mkdir()
+    clock.touch()
+    os.mkfifo(tmp_path / 'hanging')
+    for name, value in ('CLOCK', clock), ('HANGING', tmp_path / 'hanging'), ('PATH', '%s:%s' % (programs, os.environ['PATH'])):
+        monkeypatch.setenv(name, str(value))
+
+    def written():
+        return ''.join(path.read_text() for path in tmp_path.glob('out/*'))
+
+    def day(model=FIXTURES / 'odd-bf16', start=False, **acts):
+        for name, text in {**PUPPETS, **acts}.items():
+            program(programs / name, text)
+        call = ['--bin', str(programs), '--out', str(tmp_path / 'out'), '--model', str(model)]
+        if start:
+            return subprocess.Popen([sys.executable, gpu_first_day.__file__, *call], stdout=subprocess.DEVNULL), written
+        status = gpu_first_day.main(call, lambda: sum(map(float, clock.read_text().split())))
+        text = written()
+        return status, text, text.split('## Left out\n\n')[-1].split('\n\n')[0].splitlines()
+    return day
+
+
+def test_a_first_day_with_time(first_day):
+    """All is measured, decode and prefill of one length in one run; nvidia-smi is asked for the GPU that computes."""
+    status, text, missing = first_day()
+    assert (status, missing) == (False, ['- wgmma: no wgmma here'])
+    assert '    51 passed, 0 failed\n' in text and '| 2048 | 0.500 s |' in text and '| 25000 | 1.000 GB | 7.0 |' in text
+    assert '| qkv_kernel | 1 | 3.0 us | 75.0 % | 0.00 MB | 1 GB/s | 100 % |' in text
+    assert 'persistence_mode | GPU 0000:01:00.0 |' in text and 'are taken' not in text
+
+
+def test_a_first_day_too_short(first_day, monkeypatch):
+    """Each part ends where the share of the next begins; what does not fit is named with what was left."""
+    monkeypatch.setenv('RUN', '70')
+    status, text, missing = first_day(test_kernels='echo "[       OK ] all"; echo 300 >> "$CLOCK"')
+    assert status is False and 'qkv_kernel' in text
+    assert missing == ['- %s: 0 of 270 s were left' % step for step in ('kernels', 'model', 'switches', 'sanitizer', 'wgmma')] + [
+        '- prefill %d: 40 of 480 s were left' % n for n in (2048, 512, 8192)]
+
+
+def test_a_first_day_that_is_stopped(first_day):
+    """A program is stopped when its time is over; what had failed until then has failed."""
+    status, text, missing = first_day(test_kernels='echo "[       OK ] all"; echo 269 >> "$CLOCK"',
+                                      test_model='echo "[  FAILED  ] greedy" >&2; sleep 1000')
+    assert status is True and '    FAILED  test_model: 0 tests passed, 1 failed' in text and 'qkv_kernel' in text
+    assert '- model: stopped after 1 s' in missing
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
+def test_a_first_day_that_is_ended(first_day, tmp_path, number):
+    """The file has what was known.  What runs ends with it, unless it has no time for that."""
+    process, written = first_day(start=True, test_model=HANGS)
+    hanging = int((tmp_path / 'hanging').read_text())
+    process.send_signal(number)
+    assert process.wait(PATIENCE) == (128 + number if number == signal.SIGTERM else -number)
+    assert '    passed  test_kernels: 1 tests passed' in written()
+    assert written().endswith('Ended by a signal.\n') == (number == signal.SIGTERM)
+    try:
+        os.kill(hanging, signal.SIGKILL)
+    except ProcessLookupError:
+        hanging = 0
+    assert bool(hanging) == (number == signal.SIGKILL)
+
+
+def test_a_first_day_without(first_day, tmp_path, monkeypatch):
+    """What cannot be done is named in one line, the rest is done."""
+    why = '==ERROR== ERR_NVGPUCTRPERM - The user does not have permission to access NVIDIA GPU Performance Counters'
+    unfit = '========= Error: Device not supported'
+    smi = 'case "$*" in *apps*) echo "7, train, 70000 MiB" ;; *) echo "no driver" >&2; exit 9; esac'
+    status, text, missing = first_day(**{
+        'ncu': 'echo "%s"; exit 1' % why, 'compute-sanitizer': 'echo "%s"; exit 1' % unfit, 'nvidia-smi': smi,
+        'bandwidth': "echo '%s'" % json.dumps({**A_GPU, 'name': 'NVIDIA H200 MIG 1g.18gb', 'free_gb': 2})})
+    assert (status, missing) == (False, ['- sanitizer: %s, odd-experts, Error: Device not supported' % tool
+                                         for tool in ('racecheck', 'synccheck', 'memcheck')] + ['- wgmma: no wgmma here', '- kernels: ' + why])
+    assert "**6.0 GB of the GPU's memory are taken** (nvidia-smi: 7, train, 70000 MiB)" in text and '| no driver |' in text
+    assert '| 2048 | 0.500 s | 9 | 0.0 | unknown |' in text
+
+
+@pytest.mark.parametrize('lacks, seconds, why', [
+    ('bandwidth', 300, 'bandwidth: out of memory'),
+    ('room', 300, '{}: room for 1.0 GB, the checkpoint takes 18.9: name another place'),
+    ('place', 300, '{}: has files, but no config.json: name another place'),
+    ('numpy', 10, 'make_checkpoint.py needs numpy: pip install numpy, or apt-get install python3-numpy'),
+    ('time', 479, 'the checkpoint was not whole when the time for it was over: is the disk slow?')])
+def test_a_first_day_without_figures(first_day, tmp_path, monkeypatch, lacks, seconds, why):
+    """The checks are made, and may take all of the time where nothing can be measured."""
+    full = tmp_path / 'full'
+    (tmp_path / 'numpy.py').write_text('raise ImportError')
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(0, 0, 10 ** 9 if lacks == 'room' else 10 ** 12))
+    if lacks == 'place':
+        full.mkdir()
+        (full / 'model.safetensors').write_text('mine')
+    if lacks == 'time':
+        program(tmp_path / 'python', 'exec sleep 1000')
+        monkeypatch.setattr(sys, 'executable', str(tmp_path / 'python'))
+    acts = {'bandwidth': 'echo "out of memory" >&2; exit 1'} if lacks == 'bandwidth' else {}
+    status, text, missing = first_day(full, test_kernels='echo "[       OK ] all"; echo %d >> "$CLOCK"' % seconds, **acts)
+    assert status is True and not (tmp_path / 'full.part').exists()
+    assert ('    1 passed' if lacks == 'time' else '    51 passed') in text
+    assert missing[-1] == '- decode, prefill, kernels: ' + why.format(full)
+    assert lacks != 'place' or (full / 'model.safetensors').read_text() == 'mine'
+
+
+def test_no_first_day(first_day, tmp_path, monkeypatch):
+    """Without a GPU one line says why, and what may hide it."""
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
+    why = 'gemma4: --device cuda: no GPU (none is there)'
+    assert first_day(gemma4='echo "%s" >&2; exit 1' % why)[0] == 'gpu_first_day.py: %s; CUDA_VISIBLE_DEVICES is ""' % why
 
 
 def test_unknown_switch():
@@ -703,8 +846,8 @@ def test_wgmma_is_for_hopper():
 
 def test_wgmma_gives_the_same_logits(tmp_path):
     """What `make gpu-first-day` compares on a GPU that has it, on the emulated one."""
-    assert gpu_check(tmp_path, 'wgmma', EMU_CC='9.0', EMU_SMS='2').endswith('\n8 passed, 0 failed\n')
-    assert 'wgmma needs compute capability 9.0' in gpu_check(tmp_path, 'wgmma', EMU_CC='8.0')
+    assert checked(tmp_path, 'wgmma', EMU_CC='9.0', EMU_SMS='2').endswith('\n8 passed, 0 failed\n')
+    assert 'wgmma needs compute capability 9.0' in checked(tmp_path, 'wgmma', EMU_CC='8.0')
 
 
 def test_a_tower_of_f16(tmp_path):
