@@ -569,7 +569,7 @@ void model_warn(Model *m, const char *text) {
     buf_printf(&m->warning, "%s%s", m->warning.len ? "; " : "", text);
 }
 
-/* Warns of fields by which transformers' generate would draw other tokens (GenerationConfig there),
+/* Warns of fields by which transformers' generate would answer otherwise (GenerationConfig there),
  * and which have no effect here.  null, false and an empty list change nothing there, nor does 1 in
  * one_is_none and 0 in the others. */
 static void warn_of_generation(Model *m, const cJSON *json) {
@@ -580,8 +580,8 @@ static void warn_of_generation(Model *m, const cJSON *json) {
         "penalty_alpha", "top_h", "epsilon_cutoff", "eta_cutoff", "no_repeat_ngram_size",
         "encoder_no_repeat_ngram_size", "bad_words_ids", "force_words_ids", "sequence_bias",
         "exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id",
-        "begin_suppress_tokens", "min_length", "min_new_tokens", "max_time", "stop_strings",
-        "watermarking_config", NULL,
+        "begin_suppress_tokens", "min_length", "min_new_tokens", "max_length", "max_new_tokens",
+        "max_time", "stop_strings", "watermarking_config", NULL,
     };
     Buf names = {0}, line = {0};
     const cJSON *v;

@@ -560,6 +560,9 @@ static int check_prompt(const Options *o) {
     if (!o->raw && (check_utf8("the question", o->question.data) || check_utf8("-p", o->prompt) ||
                     check_utf8("-s", o->system)))
         return 2;
+    if (o->prompt && !o->raw && !strcmp(o->prompt, "-"))
+        return usage("-p -: is a text, no file; without -p the question is read from stdin");
+    if (o->system && !strcmp(o->system, "-")) return usage("-s -: is a text, no file");
     if (o->command && !scores && (o->prompt || o->raw || o->ids_file))
         return usage("%s takes no prompt", o->command);
     if (o->jsonl && o->command) return usage("%s and --jsonl exclude each other", o->command);

@@ -755,7 +755,9 @@ def test_model_from_the_environment(tmp_path):
     assert json.loads(answer('info', '--json', env=env))['layers'] == text_config('dense')['num_hidden_layers']
     got = json.loads(answer('info', '--json', '-m', FIXTURES / 'odd-bf16', env=env))
     assert got['layers'] == text_config('odd-bf16')['num_hidden_layers']
-    assert 'no-such' in complaint(1, 'info', env=environment(GEMMA4_MODEL='no-such'))
+    for name in 'no-such', 'org/no-such', tmp_path:
+        env = environment(GEMMA4_MODEL=name, HF_HUB_CACHE=tmp_path)
+        assert complaint(1, 'info', env=env) == complaint(1, 'info', '-m', name, env=env).replace('gemma4: ', 'gemma4: GEMMA4_MODEL: ', 1)
     assert json.loads(answer('info', '--json', env=environment(GEMMA4_MODEL='')))['layers'] > 0
 
 
