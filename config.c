@@ -658,13 +658,17 @@ int load_configs(Model *m, const char *dir, Error *err) {
     return bad ? -1 : 0;
 }
 
+const char *const image_token_words[] = {"70", "140", "280", "560", "1120", NULL};
+
 int model_image_tokens(const char *dir, Error *err) {
     Buf path = {0};
+    char word[16];
     cJSON *config = load_json(dir, "config.json", &path, 1, NULL);
     Fields f = {path.data, config, "", err};
-    int n, bad = integer(&f, "vision_soft_tokens_per_image", 70, 1120, 280, &n);
-    if (!bad && n != 70 && n != 140 && n != 280 && n != 560 && n != 1120)
-        bad = fail(err, "%s: vision_soft_tokens_per_image is %d, must be 70, 140, 280, 560 or 1120",
+    int n, bad = integer(&f, "vision_soft_tokens_per_image", 0, 1 << 20, 280, &n);
+    snprintf(word, sizeof word, "%d", n);
+    if (!bad && !is_in(word, image_token_words))
+        bad = fail(err, "%s: vision_soft_tokens_per_image is %d, which --image-tokens does not take",
                    path.data, n);
     cJSON_Delete(config);
     buf_free(&path);

@@ -203,11 +203,8 @@ static int take_lora(Options *o, const char *text) {
 }
 
 static int take_image_tokens(Options *o, const char *text) {
-    static const char *const known[] = {"70", "140", "280", "560", "1120", NULL};
-    int i = parse_word("--image-tokens", text, known);
-    if (i < 0) return 2;
-    o->image_tokens = 70 << i;
-    return 0;
+    o->image_tokens = atoi(text);
+    return parse_word("--image-tokens", text, image_token_words) < 0 ? 2 : 0;
 }
 
 static int take_seed(Options *o, const char *text) {

@@ -804,3 +804,15 @@ def test_random_checkpoint(tmp_path, layout):
         assert (done.returncode, done.stderr) == (0, b'') and info(tmp_path)['layers'] == 6
     else:
         assert (done.returncode, done.stdout) == (1, b'') and re.fullmatch(rb'make_checkpoint.py needs numpy: .*\n', done.stderr)
+
+
+@pytest.mark.parametrize('size, says', [
+    ('--hidden 0', '--hidden 0: too small'), ('--layers -1', '--layers -1: too small'), ('--heads 3', '--heads 3: no multiple of --kv-heads 2'),
+    ('--head-dim 33', '--head-dim 33: no multiple of 2'), ('--top-k 9', '--top-k 9: more than --experts 8'), ('--experts -1', '--experts -1: too small'),
+    ('--vocab 500', '--vocab 500: the tokenizer has ids up to 507'), ('--shard-bytes 0', '--shard-bytes 0: too small')])
+def test_random_checkpoint_of_no_size(tmp_path, size, says):
+    """make_checkpoint.py writes nothing that the program would refuse. It looks before it uses numpy."""
+    (tmp_path / 'numpy.py').touch()
+    done = subprocess.run([sys.executable, TESTS / 'make_checkpoint.py', *size.split(), tmp_path / 'm'], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, env=environment(PYTHONPATH=tmp_path))
+    assert (done.returncode, done.stderr.decode(), (tmp_path / 'm').exists()) == (1, says + '\n', False)
