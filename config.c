@@ -640,6 +640,10 @@ static int load_quant(Model *m, const char *dir, Error *err) {
     int bad = !json || object(&f, "quantization", "quantization.", &f) ||
               one_of(&f, "kv_cache_quant_algo", "FP8", NULL) ||
               string(&f, "kv_cache_quant_algo", &algo) || parse_algo(m, &f, 1) ? -1 : 0;
+    int both_say = m->quant_algo[0] && m->quant_algo[1];
+    if (!bad && both_say && m->fp8_kv == !algo)
+        model_warn(m, "of config.json and hf_quant_config.json one alone announces an FP8 cache: it "
+                   "is FP8, unless --kv says otherwise");
     if (algo) m->fp8_kv = 1;
     cJSON_Delete(json);
     buf_free(&path);

@@ -278,7 +278,8 @@ def test_memory_for_the_context_asked_for(checkpoint, options, size, context, ch
     assert got['context_bytes'] == kv_bytes(config, size, context, chunk)
 
 
-# An FP8 cache is announced in config.json (compressed-tensors, modelopt) or in hf_quant_config.json (modelopt): either will do.
+# An FP8 cache is announced in config.json (compressed-tensors, modelopt) or in hf_quant_config.json (modelopt): either will do, but
+# where both speak of quantisation a line says that they differ.
 @pytest.mark.parametrize('in_config, in_hf_quant, size', [(1, 0, 1), (0, 1, 1), (0, 0, 2)])
 def test_fp8_cache_is_announced_in_either_file(copy, in_config, in_hf_quant, size):
     model = copy(FIXTURES / 'dense')
@@ -286,7 +287,11 @@ def test_fp8_cache_is_announced_in_either_file(copy, in_config, in_hf_quant, siz
         edit('config.json', 'quantization_config.kv_cache_scheme', None)(model)
     if not in_hf_quant:
         edit('hf_quant_config.json', 'quantization.kv_cache_quant_algo', None)(model)
-    assert info(model)['kv_bytes_per_token'] == sum(row for _, row in kv_rows(text_config('dense'), size))
+    done = run('info', '-m', model, '--json')
+    assert json.loads(done.stdout)['kv_bytes_per_token'] == sum(row for _, row in kv_rows(text_config('dense'), size))
+    assert (b'one alone announces an FP8 cache' in done.stderr) == (in_config != in_hf_quant)
+    edit('config.json', 'quantization_config.quant_algo', None)(model)
+    assert run('info', '-m', model).stderr == b''
 
 
 @pytest.mark.parametrize('name', PLAIN)
