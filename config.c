@@ -345,9 +345,9 @@ static int note_floats(Model *m, const cJSON *weights, int bits, const char *whe
 }
 
 /* Notes in m->listed_kinds which Kinds of weights a group of config_groups has.  What the group
- * leaves open is 8 bits, integers, symmetric (compressed-tensors, quant_args.py).  modelopt writes a
- * group without `weights` for an algorithm that its converter does not know (convert_hf_config.py):
- * it may be of any floats.  Returns 0, or -1 with the error. */
+ * leaves open is 8 bits, integers, symmetric (compressed-tensors, quant_args.py).  modelopt writes
+ * a group without `weights` for an algorithm that its converter does not know
+ * (convert_hf_config.py): it may be of any floats.  Returns 0, or -1 with the error. */
 static int note_group(Model *m, const Fields *quant, const cJSON *group) {
     const cJSON *weights = json_field(group, "weights"), *bits = json_field(weights, "num_bits");
     const cJSON *order = json_field(weights, "actorder"), *type = json_field(weights, "type");
@@ -642,8 +642,8 @@ static int load_quant(Model *m, const char *dir, Error *err) {
               string(&f, "kv_cache_quant_algo", &algo) || parse_algo(m, &f, 1) ? -1 : 0;
     int both_say = m->quant_algo[0] && m->quant_algo[1];
     if (!bad && both_say && m->fp8_kv == !algo)
-        model_warn(m, "of config.json and hf_quant_config.json one alone announces an FP8 cache: it "
-                   "is FP8, unless --kv says otherwise");
+        model_warn(m, "of config.json and hf_quant_config.json one alone announces an FP8 cache: "
+                   "it is FP8, unless --kv says otherwise");
     if (algo) m->fp8_kv = 1;
     cJSON_Delete(json);
     buf_free(&path);
