@@ -356,7 +356,7 @@ def test_head_of_a_long_answer(chatterbox):
 
 
 @pytest.mark.parametrize('call, stdin', [
-    (['hello'], ''), (['--jsonl'], '{}\n'), (['tokenize'], 'x'), (['render'], '{"messages": [{"role": "user"}]}'),
+    (['hello'], ''), (['--jsonl'], '{}\n'), (['tokenize'], 'x'), (['render'], '{"messages": [{"role": "user", "content": "x"}]}'),
     (['info'], ''), (['score', '--raw', '-p', 'x'], ''), (['--help'], ''), (['--version'], ''),
 ], ids=lambda x: ' '.join(x) if isinstance(x, list) else '')
 def test_full_disk(puppet, call, stdin):
