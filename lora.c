@@ -30,8 +30,9 @@ typedef struct {
                                          * that have others, or NULL */
     const cJSON *layers;                /* layers_to_transform, or NULL: all */
     const cJSON *targets;               /* target_modules, a list of names, or NULL */
-    Strings *target_set;                /* those of a regular expression; owned, or NULL */
-    const cJSON *excluded;              /* exclude_modules, a list, or NULL: none */
+    const cJSON *excluded;              /* exclude_modules, a list of names, or NULL */
+    Strings *target_set, *excluded_set; /* the names that the two have as a regular expression;
+                                         * owned, or NULL */
     const char *base;                   /* base_model_name_or_path, or NULL */
 } LoraConfig;
 
@@ -84,28 +85,32 @@ static int read_layers(LoraConfig *c) {
     return fail(c->f.err, "%s: layers_to_transform is no list of numbers", c->f.file);
 }
 
-/* exclude_modules: a list of names.  peft also takes a regular expression. */
-static int read_excluded(LoraConfig *c) {
-    const cJSON *v = json_field(c->f.json, "exclude_modules");
-    if (cJSON_IsString(v) && *v->valuestring)
-        return fail(c->f.err, "%s: exclude_modules \"%s\": an expression is not supported",
-                    c->f.file, v->valuestring);
-    if (cJSON_IsString(v)) return 0;
-    return typed(&c->f, "exclude_modules", cJSON_Array, &c->excluded);
+/* The names that a regular expression matches as a whole; NULL where it is one that pattern.h does
+ * not have. */
+static Strings *names_of(const char *expression) {
+    Buf pattern = {0};
+    Error why;
+    buf_printf(&pattern, "^(?:%s)$", expression);
+    Strings *set = strings_of_pattern(pattern.data, &why);
+    buf_free(&pattern);
+    return set;
 }
 
-/* target_modules: a list of names, "all-linear", or a regular expression of whole names.  Where this
- * is one that pattern.h does not have, the tensors alone tell which modules the adapter changes, as
- * where the field is missing. */
+/* exclude_modules: a list of names, or a regular expression of whole names. */
+static int read_excluded(LoraConfig *c) {
+    const cJSON *v = json_field(c->f.json, "exclude_modules");
+    if (!cJSON_IsString(v)) return typed(&c->f, "exclude_modules", cJSON_Array, &c->excluded);
+    if (!*v->valuestring || (c->excluded_set = names_of(v->valuestring))) return 0;
+    return fail(c->f.err, "%s: exclude_modules \"%s\": this expression is not supported",
+                c->f.file, v->valuestring);
+}
+
+/* target_modules: likewise, or "all-linear".  Where the expression is not supported, the tensors
+ * alone tell which modules the adapter changes, as where the field is missing. */
 static int read_targets(LoraConfig *c) {
     const cJSON *v = json_field(c->f.json, "target_modules");
     if (!cJSON_IsString(v)) return typed(&c->f, "target_modules", cJSON_Array, &c->targets);
-    if (!strcasecmp(v->valuestring, "all-linear")) return 0;
-    Buf pattern = {0};
-    Error why;
-    buf_printf(&pattern, "^(?:%s)$", v->valuestring);
-    c->target_set = strings_of_pattern(pattern.data, &why);
-    buf_free(&pattern);
+    if (strcasecmp(v->valuestring, "all-linear")) c->target_set = names_of(v->valuestring);
     return 0;
 }
 
@@ -330,10 +335,12 @@ static int check_chosen(const LoraBinder *b, const Tensor *t, const char *module
     int chosen = !i;
     for (; i; i = cJSON_IsArray(layers) ? i->next : NULL) chosen |= i->valuedouble == layer;
     if (!chosen) return refuse_tensor(b, t, "its layer is not in layers_to_transform of adapter_config.json");
+    size_t n = strlen(module);
     if ((c->targets && !is_listed(c->targets, module)) ||
-        (c->target_set && !strings_hold(c->target_set, module, strlen(module))))
+        (c->target_set && !strings_hold(c->target_set, module, n)))
         return refuse_tensor(b, t, "its module is not in target_modules of adapter_config.json");
-    if (is_listed(c->excluded, module))
+    if (is_listed(c->excluded, module) ||
+        (c->excluded_set && strings_hold(c->excluded_set, module, n)))
         return refuse_tensor(b, t, "its module is in exclude_modules of adapter_config.json");
     return 0;
 }
@@ -472,6 +479,7 @@ int model_adapt(Model *m, const char *name, const char *dir, float scale, Error 
         buf_printf(&m->lora_names, "%s%s", m->n_loras > 1 ? ", " : "", name);
     }
     strings_free(c.target_set);
+    strings_free(c.excluded_set);
     cJSON_Delete(json);
     buf_free(&path);
     return bad ? -1 : 0;

@@ -368,7 +368,8 @@ CONFIG = {
     'one layer': ({'layers_to_transform': 1}, 'layers.0.self_attn.q_proj.lora_A.weight: its layer is not in layers_to_transform'),
     'no layers': ({'layers_to_transform': ['x']}, 'layers_to_transform is no list of numbers'),
     'excluded': ({'exclude_modules': ['x', 'attn.q_proj', 'q_proj']}, 'q_proj.lora_A.weight: its module is in exclude_modules'),
-    'excluded by expression': ({'exclude_modules': '.*vision.*'}, 'exclude_modules ".*vision.*": an expression is not supported'),
+    'excluded by expression': ({'exclude_modules': r'.*\.1\..*q_proj'}, 'layers.1.self_attn.q_proj.lora_A.weight: its module is in exclude_modules'),
+    'exclusion not supported': ({'exclude_modules': '(?<!x)y'}, 'exclude_modules "(?<!x)y": this expression is not supported'),
     'no target': ({'target_modules': ['k_proj', 'proj', 'layers.0.self_attn.q_proj']},
                   'layers.1.self_attn.q_proj.lora_A.weight: its module is not in target_modules of adapter_config.json'),
     'no target of an expression': ({'target_modules': r'.*\.[kv]_proj'}, 'q_proj.lora_A.weight: its module is not in target_modules'),
@@ -469,7 +470,7 @@ def test_harmless_fields(odd, tmp_path):
     unsloth = (r'(?:.*?(?:language|text).*?(?:self_attn|attention|attn|mlp|feed_forward|ffn|dense).*?(?:k_proj|v_proj|q_proj|o_proj).*?)|'
                r'(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|mlp)\.(?:(?:k_proj|v_proj|q_proj|o_proj)))')
     for targets in ['model.language_model.' + m for m in MODULES], unsloth, r'.*(?<!x)k_proj', 'absent':
-        adapter(tmp_path / 'b', odd, MODULES, target_modules=targets)
+        adapter(tmp_path / 'b', odd, MODULES, target_modules=targets, exclude_modules='.*vision.*')
         assert logits(tmp_path, odd, '--lora', tmp_path / 'b') == want
 
 
