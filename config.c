@@ -672,8 +672,8 @@ int model_image_tokens(const char *dir, Error *err) {
     int n, bad = integer(&f, "vision_soft_tokens_per_image", 0, 1 << 20, 280, &n);
     snprintf(word, sizeof word, "%d", n);
     if (!bad && !is_in(word, image_token_words))
-        bad = fail(err, "%s: vision_soft_tokens_per_image is %d, which --image-tokens does not take",
-                   path.data, n);
+        bad = fail(err, "%s: vision_soft_tokens_per_image is %d, which --image-tokens would not "
+                   "take", path.data, n);
     cJSON_Delete(config);
     buf_free(&path);
     return bad ? -1 : n;
