@@ -37,12 +37,12 @@ struct Model {
     int has_cache_scheme;               /* 1: compressed-tensors announces that cache, and scales of
                                          * it in every layer */
     int has_zeros;                      /* 1: some matrix has zero points */
-    /* What the config_groups of config.json are: some of integers, of FP8 or FP4; and the layouts of
-     * their weights, bits of enum Kind. */
+    /* What the config_groups of config.json are: some of integers, of FP8 or FP4; and the layouts
+     * of their weights, bits of enum Kind. */
     int has_integer_groups, has_float_groups;
     unsigned listed_kinds;
-    char *quant_algo[2];                /* modelopt's word for the weights' format in config.json and
-                                         * in hf_quant_config.json; NULL: none */
+    char *quant_algo[2];                /* modelopt's word for the weights' format, in config.json
+                                         * and in hf_quant_config.json; NULL: none */
     GroupTarget *group_target;          /* [n_group_targets]; none where listed_kinds tells whether
                                          * a matrix has zero points */
     int n_group_targets;
