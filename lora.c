@@ -335,7 +335,8 @@ static int check_chosen(const LoraBinder *b, const Tensor *t, const char *module
     int chosen = !i;
     for (; i; i = cJSON_IsArray(layers) ? i->next : NULL) chosen |= i->valuedouble == layer;
     if (!chosen)
-        return refuse_tensor(b, t, "its layer is not in layers_to_transform of adapter_config.json");
+        return refuse_tensor(b, t, "its layer is not in layers_to_transform of "
+                             "adapter_config.json");
     size_t n = strlen(module);
     if ((c->targets && !is_listed(c->targets, module)) ||
         (c->target_set && !strings_hold(c->target_set, module, n)))
