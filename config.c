@@ -669,7 +669,7 @@ int model_image_tokens(const char *dir, Error *err) {
     char word[16];
     cJSON *config = load_json(dir, "config.json", &path, 1, NULL);
     Fields f = {path.data, config, "", err};
-    int n, bad = integer(&f, "vision_soft_tokens_per_image", 0, 1 << 20, 280, &n);
+    int n = 0, bad = integer(&f, "vision_soft_tokens_per_image", 0, 1 << 20, 280, &n);
     snprintf(word, sizeof word, "%d", n);
     if (!bad && !is_in(word, image_token_words))
         bad = fail(err, "%s: vision_soft_tokens_per_image is %d, which --image-tokens would not "
