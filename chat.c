@@ -143,6 +143,13 @@ static int bad_part(Writer *w, int i, int j, const char *where, const char *what
 
 /* ---- the parts of a content ---- */
 
+/* Whether jinja2 takes item for true.  item may be NULL (undefined). */
+static int is_true(const cJSON *item) {
+    if (cJSON_IsString(item)) return *item->valuestring != 0;
+    if (cJSON_IsNumber(item)) return item->valuedouble != 0;
+    return cJSON_IsTrue(item) || ((cJSON_IsArray(item) || cJSON_IsObject(item)) && item->child);
+}
+
 typedef enum { TEXT_PART, IMAGE_PART, VIDEO_PART, THOUGHT_PART, NO_PART } PartKind;
 
 /* The kind of a part by its type: the names of OpenAI's chat-completions and Responses APIs,
@@ -239,11 +246,16 @@ static int put_part(Writer *w, const cJSON *part, int j, int is_model) {
 }
 
 /* Writes the content of a message.  A content that is missing or null is an empty text, as in the
- * template; but if the assistant's message has OpenAI's field `refusal`, that is its text. */
+ * template; but if the assistant's message has OpenAI's field `refusal`, that is its text.  Only
+ * the assistant's messages, and those with results, have a reason to have none. */
 static int put_content(Writer *w, const cJSON *message, int is_model) {
     const cJSON *content = json_field(message, "content"), *part;
     const cJSON *refusal = json_field(message, "refusal");
     if (!content && is_model && cJSON_IsString(refusal)) content = refusal;
+    int may_lack = is_model || is_true(json_field(message, "tool_responses"));
+    if (!content && !may_lack && !w->options.is_checked)
+        buf_printf(&w->out->warnings, "messages[%d].content is missing: the message is empty\n",
+                   w->i);
     if (!content) return 0;
     if (cJSON_IsString(content)) {
         put_message_text(w, content->valuestring, is_model);
@@ -297,13 +309,6 @@ static void put_quoted(Writer *w, const char *s, size_t n) {
     w->bad |= put_control(w, QUOTE);
     put_text(w, s, n);
     w->bad |= put_control(w, QUOTE);
-}
-
-/* Whether jinja2 takes item for true.  item may be NULL (undefined). */
-static int is_true(const cJSON *item) {
-    if (cJSON_IsString(item)) return *item->valuestring != 0;
-    if (cJSON_IsNumber(item)) return item->valuedouble != 0;
-    return cJSON_IsTrue(item) || ((cJSON_IsArray(item) || cJSON_IsObject(item)) && item->child);
 }
 
 typedef struct {

@@ -25,8 +25,8 @@ typedef struct {
     int preserve_thinking;              /* 1: thoughts stay beside the calls of earlier turns */
     /* continue_final_message: the model goes on with the last message, which is the assistant's. */
     int continue_final;
-    int is_checked;                     /* 1: the arguments of calls were rendered before, with the
-                                         * warnings that they deserve */
+    int is_checked;                     /* 1: the messages were rendered before, with the warnings
+                                         * of missing content and bad arguments */
 } ChatOptions;
 
 /* A part of a message that is an image or a video, and what media_load has made of it. */

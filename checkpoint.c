@@ -657,6 +657,7 @@ void model_close(Model *m) {
         strings_free(m->group_target[i].set);
     }
     free(m->group_target);
+    for (int i = 0; i < 2; i++) free(m->quant_algo[i]);
     buf_free(&m->warning);
     adapters_close(m);
     safetensors_close(m->st);

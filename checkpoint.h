@@ -37,10 +37,12 @@ struct Model {
     int has_cache_scheme;               /* 1: compressed-tensors announces that cache, and scales of
                                          * it in every layer */
     int has_zeros;                      /* 1: some matrix has zero points */
-    /* What the config_groups of config.json are: some of integers, of FP8, of FP8 or FP4; and the
-     * layouts of their weights, bits of enum Kind. */
-    int has_integer_groups, has_fp8_groups, has_float_groups;
+    /* What the config_groups of config.json are: some of integers, of FP8 or FP4; and the layouts
+     * of their weights, bits of enum Kind. */
+    int has_integer_groups, has_float_groups;
     unsigned listed_kinds;
+    char *quant_algo[2];                /* modelopt's word for the weights' format, in config.json
+                                         * and in hf_quant_config.json; NULL: none */
     GroupTarget *group_target;          /* [n_group_targets]; none where listed_kinds tells whether
                                          * a matrix has zero points */
     int n_group_targets;
@@ -88,9 +90,9 @@ void model_warn(Model *m, const char *text);
  * where a target stands in several groups, the last of these. */
 int targeted_zeros(const Model *m, const char *module);
 
-/* Checks that the configuration, where it lists groups of such matrices, has this Kind.  Packed
- * words are no integers where all groups are floats: FP4 can be packed in the same way.  Returns 0,
- * or -1 with err. */
+/* Checks that the configuration, where it says which formats the weights have (config_groups,
+ * quant_algo), has this Kind.  Otherwise the files may belong to two checkpoints.  Returns 0, or -1
+ * with err. */
 int check_kind(const Model *m, const Tensor *t, int kind, Error *err);
 
 /* ---- lora.c ---- */

@@ -2,6 +2,7 @@
  * sizes, layers, RoPE, and what is said of quantised weights and of the cache.  checkpoint.c then
  * binds the weights.  The reference is transformers 5.23.0, models/gemma4/configuration_gemma4.py;
  * the groups of quantised weights are compressed-tensors'. */
+#define _GNU_SOURCE
 #include "checkpoint.h"
 
 #include <cjson/cJSON.h>
@@ -288,6 +289,8 @@ int integer_kind(int bits, int group, int has_zeros) {
     return first + group / 64 + (has_zeros ? 3 : 0);
 }
 
+#define ANY_FP8 (1u << K_CHANNEL | 1u << K_BLOCK | 1u << K_TENSOR)
+
 /* Whether a field is that word, in small letters or capitals, as compressed-tensors takes it. */
 static int is_word(const cJSON *o, const char *name, const char *word) {
     const char *is = json_string(o, name);
@@ -329,21 +332,22 @@ static int note_floats(Model *m, const cJSON *weights, int bits, const char *whe
     if (bits == 4 && size && !cJSON_IsNull(size) && !is_16)
         return fail(err, "%s.weights.group_size must be 16", where);
     m->has_float_groups = 1;
+    if (bits == 4) m->listed_kinds |= 1u << K_MODELOPT | 1u << K_COMPRESSED;
     if (bits != 8) return 0;
-    m->has_fp8_groups = 1;
     int blocks = is_word(weights, "strategy", "block");
     if (blocks && !is_128_twice(json_field(weights, "block_structure")))
         return fail(err, "%s.weights.block_structure must be [128, 128]", where);
     if (blocks) m->listed_kinds |= 1u << K_BLOCK;
     else if (is_word(weights, "strategy", "channel")) m->listed_kinds |= 1u << K_CHANNEL;
     else if (is_word(weights, "strategy", "tensor")) m->listed_kinds |= 1u << K_TENSOR;
-    else m->listed_kinds |= 1u << K_BLOCK | 1u << K_CHANNEL | 1u << K_TENSOR;
+    else m->listed_kinds |= ANY_FP8;
     return 0;
 }
 
 /* Notes in m->listed_kinds which Kinds of weights a group of config_groups has.  What the group
- * leaves open is 8 bits, integers, symmetric (compressed-tensors, quant_args.py).  Returns 0, or
- * -1 with the error. */
+ * leaves open is 8 bits, integers, symmetric (compressed-tensors, quant_args.py).  modelopt writes
+ * a group without `weights` for an algorithm that its converter does not know
+ * (convert_hf_config.py): it may be of any floats.  Returns 0, or -1 with the error. */
 static int note_group(Model *m, const Fields *quant, const cJSON *group) {
     const cJSON *weights = json_field(group, "weights"), *bits = json_field(weights, "num_bits");
     const cJSON *order = json_field(weights, "actorder"), *type = json_field(weights, "type");
@@ -363,6 +367,7 @@ static int note_group(Model *m, const Fields *quant, const cJSON *group) {
     else if (weights)
         bad = fail(quant->err, "%s.weights.type is \"%s\", must be \"int\" or \"float\"",
                    where.data, cJSON_IsString(type) ? type->valuestring : "?");
+    else m->listed_kinds |= 1u << K_MODELOPT | 1u << K_COMPRESSED | ANY_FP8;
     buf_free(&where);
     return bad;
 }
@@ -408,12 +413,22 @@ int targeted_zeros(const Model *m, const char *module) {
 }
 
 int check_kind(const Model *m, const Tensor *t, int kind, Error *err) {
-    int is_fp8 = kind >= K_CHANNEL && kind <= K_TENSOR, is_integer = kind >= K_INT;
-    int is_listed = m->listed_kinds >> kind & 1;
-    int lists_integers = m->has_integer_groups || m->has_float_groups;
-    if (is_listed || !((is_fp8 && m->has_fp8_groups) || (is_integer && lists_integers))) return 0;
-    return fail(err, "%s: tensor %s: it is %s, which no group of quantization_config.config_groups "
-                "in config.json is", t->file, t->name, kind_name[kind]);
+    static const char *const file[2] = {"config.json", "hf_quant_config.json"};
+    if (kind < K_MODELOPT) return 0;
+    int has_groups = m->has_integer_groups || m->has_float_groups;
+    if (has_groups && !(m->listed_kinds >> kind & 1))
+        return fail(err, "%s: tensor %s: it is %s, which no group of "
+                    "quantization_config.config_groups in config.json is", t->file, t->name,
+                    kind_name[kind]);
+    const char *word = kind >= K_INT ? "INT" : "FP8";
+    if (kind <= K_COMPRESSED) word = "NVFP4";
+    for (int i = 0; i < 2; i++) {
+        const char *algo = m->quant_algo[i];
+        if (algo && !strcasestr(algo, word) && strcasecmp(algo, "MIXED_PRECISION"))
+            return fail(err, "%s: tensor %s: it is %s, but quant_algo in %s is \"%s\"", t->file,
+                        t->name, kind_name[kind], file[i], algo);
+    }
+    return 0;
 }
 
 /* Finds quantization_config where transformers (quantizers/auto.py) and, behind it, vLLM look for
@@ -454,6 +469,18 @@ static int parse_cache_scheme(Model *m, const Fields *quant) {
     return 0;
 }
 
+/* Reads quant_algo, modelopt's word for the format of the weights, of config.json (i = 0) or
+ * hf_quant_config.json (i = 1): NVFP4, W4A16_NVFP4, FP8, FP8_PB_WO, MIXED_PRECISION …  Groups of
+ * NVFP4 have 16 columns. */
+static int parse_algo(Model *m, const Fields *f, int i) {
+    const char *algo = NULL;
+    int size;
+    if (string(f, "quant_algo", &algo)) return -1;
+    if (!algo) return 0;
+    m->quant_algo[i] = xstrdup(algo);
+    return strcasestr(algo, "NVFP4") && integer(f, "group_size", 16, 16, 16, &size) ? -1 : 0;
+}
+
 /* Reads quantization_config: the type of the cache, and what would make the weights other numbers
  * than their tensors say.  Weights tell their layout themselves, see bind_weight. */
 static int parse_quantization(Model *m, const Fields *top, const Fields *text) {
@@ -465,7 +492,7 @@ static int parse_quantization(Model *m, const Fields *top, const Fields *text) {
     if (one_of(&quant, "quant_method", "modelopt", "compressed-tensors"))
         return fail(top->err, "%s" INSTEAD, why.text);
     quant.err = top->err;
-    if (parse_cache_scheme(m, &quant) ||
+    if (parse_cache_scheme(m, &quant) || parse_algo(m, &quant, 0) ||
         object(&quant, "sparsity_config", "quantization_config.sparsity_config.", &sparse) ||
         one_of(&sparse, "format", "dense", NULL) ||
         object(&quant, "transform_config", "quantization_config.transform_config.", &transform) ||
@@ -542,7 +569,7 @@ void model_warn(Model *m, const char *text) {
     buf_printf(&m->warning, "%s%s", m->warning.len ? "; " : "", text);
 }
 
-/* Warns of fields by which transformers' generate would draw other tokens (GenerationConfig there),
+/* Warns of fields by which transformers' generate would answer otherwise (GenerationConfig there),
  * and which have no effect here.  null, false and an empty list change nothing there, nor does 1 in
  * one_is_none and 0 in the others. */
 static void warn_of_generation(Model *m, const cJSON *json) {
@@ -553,8 +580,8 @@ static void warn_of_generation(Model *m, const cJSON *json) {
         "penalty_alpha", "top_h", "epsilon_cutoff", "eta_cutoff", "no_repeat_ngram_size",
         "encoder_no_repeat_ngram_size", "bad_words_ids", "force_words_ids", "sequence_bias",
         "exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id",
-        "begin_suppress_tokens", "min_length", "min_new_tokens", "max_time", "stop_strings",
-        "watermarking_config", NULL,
+        "begin_suppress_tokens", "min_length", "min_new_tokens", "max_length", "max_new_tokens",
+        "max_time", "stop_strings", "watermarking_config", NULL,
     };
     Buf names = {0}, line = {0};
     const cJSON *v;
@@ -603,7 +630,8 @@ static int load_generation(Model *m, const char *dir, Error *err) {
     return bad;
 }
 
-/* Reads hf_quant_config.json, which may be missing: modelopt says there that the cache is FP8. */
+/* Reads hf_quant_config.json, which may be missing: modelopt says there how the weights are
+ * quantised, and whether the cache is FP8. */
 static int load_quant(Model *m, const char *dir, Error *err) {
     Buf path = {0};
     const char *algo = NULL;
@@ -611,7 +639,11 @@ static int load_quant(Model *m, const char *dir, Error *err) {
     Fields f = {path.data, json, "", err};
     int bad = !json || object(&f, "quantization", "quantization.", &f) ||
               one_of(&f, "kv_cache_quant_algo", "FP8", NULL) ||
-              string(&f, "kv_cache_quant_algo", &algo) ? -1 : 0;
+              string(&f, "kv_cache_quant_algo", &algo) || parse_algo(m, &f, 1) ? -1 : 0;
+    int both_say = m->quant_algo[0] && m->quant_algo[1];
+    if (!bad && both_say && m->fp8_kv == !algo)
+        model_warn(m, "of config.json and hf_quant_config.json one alone announces an FP8 cache: "
+                   "it is FP8, unless --kv says otherwise");
     if (algo) m->fp8_kv = 1;
     cJSON_Delete(json);
     buf_free(&path);
@@ -630,14 +662,18 @@ int load_configs(Model *m, const char *dir, Error *err) {
     return bad ? -1 : 0;
 }
 
+const char *const image_token_words[] = {"70", "140", "280", "560", "1120", NULL};
+
 int model_image_tokens(const char *dir, Error *err) {
     Buf path = {0};
+    char word[16];
     cJSON *config = load_json(dir, "config.json", &path, 1, NULL);
     Fields f = {path.data, config, "", err};
-    int n, bad = integer(&f, "vision_soft_tokens_per_image", 70, 1120, 280, &n);
-    if (!bad && n != 70 && n != 140 && n != 280 && n != 560 && n != 1120)
-        bad = fail(err, "%s: vision_soft_tokens_per_image is %d, must be 70, 140, 280, 560 or 1120",
-                   path.data, n);
+    int n = 0, bad = integer(&f, "vision_soft_tokens_per_image", 0, 1 << 20, 280, &n);
+    snprintf(word, sizeof word, "%d", n);
+    if (!bad && !is_in(word, image_token_words))
+        bad = fail(err, "%s: vision_soft_tokens_per_image is %d, which --image-tokens would not "
+                   "take", path.data, n);
     cJSON_Delete(config);
     buf_free(&path);
     return bad ? -1 : n;

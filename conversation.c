@@ -169,13 +169,16 @@ static void run_call(const Engine *e, const ToolRunner *runner, const ToolCall *
     if (!tool_named(e->tools, call->name)) buf_puts(result, "error: no such tool");
     else if (call->mended || !e->run_unasked) allowed = is_allowed(e, call);
     if (result->len) return;
-    if (allowed > 0) tool_run(runner, call->name, call->arguments, result);
-    else if (allowed < 0 && call->mended) {
+    if (allowed > 0 && tool_run(runner, call->name, call->arguments, result)) {
+        const char *why = result->data + strlen("error: ");
+        remark("gemma4: warning: %s/%s: %.*s\n", runner->dir, call->name, (int)strcspn(why, "\n"),
+               why);
+    } else if (allowed < 0 && call->mended) {
         remark("gemma4: a call of %s was not run: it had to be mended, and nobody could be asked\n",
              call->name);
         buf_puts(result, "error: not run: this call was miswritten and had to be mended, and "
                  "nobody could be asked whether it is right; call again, written as it should be");
-    } else buf_puts(result, "error: the user did not allow this call");
+    } else if (allowed <= 0) buf_puts(result, "error: the user did not allow this call");
 }
 
 /* Runs the calls of the last message, and adds their results. */

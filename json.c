@@ -308,6 +308,10 @@ cJSON *json_value(const char *text, size_t n, Error *err) {
         fail(err, "not UTF-8 at byte %zu", good);
         return NULL;
     }
+    if (!n || strspn(text, " \t\r\n") == n) {
+        fail(err, "it is empty, no JSON");
+        return NULL;
+    }
     char *mended = without_lone_surrogates(text, n);
     cJSON *v = parse_value(mended ? mended : text, n, err);
     free(mended);

@@ -29,15 +29,17 @@ typedef struct {
     const cJSON *ranks, *alphas;        /* rank_pattern and alpha_pattern: the values of modules
                                          * that have others, or NULL */
     const cJSON *layers;                /* layers_to_transform, or NULL: all */
-    const cJSON *excluded;              /* exclude_modules, a list, or NULL: none */
+    const cJSON *targets;               /* target_modules, a list of names, or NULL */
+    const cJSON *excluded;              /* exclude_modules, a list of names, or NULL */
+    Strings *target_set, *excluded_set; /* the names that the two have as a regular expression;
+                                         * owned, or NULL */
     const char *base;                   /* base_model_name_or_path, or NULL */
 } LoraConfig;
 
 /* ---- adapter_config.json ---- */
 
-/* Fields that are read below, or that do not change what a trained adapter computes.  The tensors,
- * not target_modules, tell which modules the adapter changes.  megatron_core and qalora_group_size
- * have values even in adapters that do not use them. */
+/* Fields that are read below, or that do not change what a trained adapter computes.  megatron_core
+ * and qalora_group_size have values even in adapters that do not use them. */
 static const char *const known_fields[] = {
     "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "eva_config",
     "exclude_modules", "inference_mode", "init_lora_weights", "layers_pattern",
@@ -83,14 +85,33 @@ static int read_layers(LoraConfig *c) {
     return fail(c->f.err, "%s: layers_to_transform is no list of numbers", c->f.file);
 }
 
-/* exclude_modules: a list of names.  peft also takes a regular expression. */
+/* The names that a regular expression matches as a whole; NULL where it is one that pattern.h does
+ * not have. */
+static Strings *names_of(const char *expression) {
+    Buf pattern = {0};
+    Error why;
+    buf_printf(&pattern, "^(?:%s)$", expression);
+    Strings *set = strings_of_pattern(pattern.data, &why);
+    buf_free(&pattern);
+    return set;
+}
+
+/* exclude_modules: a list of names, or a regular expression of whole names. */
 static int read_excluded(LoraConfig *c) {
     const cJSON *v = json_field(c->f.json, "exclude_modules");
-    if (cJSON_IsString(v) && *v->valuestring)
-        return fail(c->f.err, "%s: exclude_modules \"%s\": an expression is not supported",
-                    c->f.file, v->valuestring);
-    if (cJSON_IsString(v)) return 0;
-    return typed(&c->f, "exclude_modules", cJSON_Array, &c->excluded);
+    if (!cJSON_IsString(v)) return typed(&c->f, "exclude_modules", cJSON_Array, &c->excluded);
+    if (!*v->valuestring || (c->excluded_set = names_of(v->valuestring))) return 0;
+    return fail(c->f.err, "%s: exclude_modules \"%s\": this expression is not supported",
+                c->f.file, v->valuestring);
+}
+
+/* target_modules: likewise, or "all-linear".  Where the expression is not supported, the tensors
+ * alone tell which modules the adapter changes, as where the field is missing. */
+static int read_targets(LoraConfig *c) {
+    const cJSON *v = json_field(c->f.json, "target_modules");
+    if (!cJSON_IsString(v)) return typed(&c->f, "target_modules", cJSON_Array, &c->targets);
+    if (strcasecmp(v->valuestring, "all-linear")) c->target_set = names_of(v->valuestring);
+    return 0;
 }
 
 static int read_config(LoraConfig *c) {
@@ -105,7 +126,7 @@ static int read_config(LoraConfig *c) {
         typed(f, "rank_pattern", cJSON_Object, &c->ranks) ||
         typed(f, "alpha_pattern", cJSON_Object, &c->alphas) ||
         string(f, "base_model_name_or_path", &c->base) ||
-        read_layers(c) || read_excluded(c) || check_init(f))
+        read_layers(c) || read_targets(c) || read_excluded(c) || check_init(f))
         return -1;
     return check_fields(f);
 }
@@ -294,19 +315,35 @@ static const Tensor *partner(const LoraBinder *b, const Tensor *a, const char *e
     return t;
 }
 
-/* Refuses a module that the configuration leaves out although the file has tensors of it. */
+/* Whether a module is in a list of names: as a whole, or what stands behind one of its dots. */
+static int is_listed(const cJSON *list, const char *module) {
+    const cJSON *v;
+    cJSON_ArrayForEach(v, list) {
+        const char *name = cJSON_IsString(v) ? v->valuestring : "";
+        skip_prefix(&name);
+        const char *end = has_ending(module, name) ? module + strlen(module) - strlen(name) : NULL;
+        if (*name && end && (end == module || end[-1] == '.')) return 1;
+    }
+    return 0;
+}
+
+/* Refuses a module that the configuration leaves out although the file has tensors of it: peft
+ * passes over them. */
 static int check_chosen(const LoraBinder *b, const Tensor *t, const char *module, int layer) {
-    const cJSON *layers = b->c->layers;
-    const cJSON *i = cJSON_IsArray(layers) ? layers->child : layers;
+    const LoraConfig *c = b->c;
+    const cJSON *layers = c->layers, *i = cJSON_IsArray(layers) ? layers->child : layers;
     int chosen = !i;
     for (; i; i = cJSON_IsArray(layers) ? i->next : NULL) chosen |= i->valuedouble == layer;
-    if (!chosen) return refuse_tensor(b, t, "its layer is not in layers_to_transform");
-    for (i = b->c->excluded ? b->c->excluded->child : NULL; i; i = i->next) {
-        const char *name = cJSON_IsString(i) ? i->valuestring : "";
-        const char *end = has_ending(module, name) ? module + strlen(module) - strlen(name) : NULL;
-        if (*name && end && (end == module || end[-1] == '.'))
-            return refuse_tensor(b, t, "its module is in exclude_modules");
-    }
+    if (!chosen)
+        return refuse_tensor(b, t, "its layer is not in layers_to_transform of "
+                             "adapter_config.json");
+    size_t n = strlen(module);
+    if ((c->targets && !is_listed(c->targets, module)) ||
+        (c->target_set && !strings_hold(c->target_set, module, n)))
+        return refuse_tensor(b, t, "its module is not in target_modules of adapter_config.json");
+    if (is_listed(c->excluded, module) ||
+        (c->excluded_set && strings_hold(c->excluded_set, module, n)))
+        return refuse_tensor(b, t, "its module is in exclude_modules of adapter_config.json");
     return 0;
 }
 
@@ -443,6 +480,8 @@ int model_adapt(Model *m, const char *name, const char *dir, float scale, Error 
         lora->hash = hash_of(lora);
         buf_printf(&m->lora_names, "%s%s", m->n_loras > 1 ? ", " : "", name);
     }
+    strings_free(c.target_set);
+    strings_free(c.excluded_set);
     cJSON_Delete(json);
     buf_free(&path);
     return bad ? -1 : 0;

@@ -83,9 +83,10 @@ static void catch_signals(void) {
  * not there.  Returns as find_checkpoint does. */
 static int find_model(Options *o, Buf *dir, Error *err) {
     Error why;
-    if (!o->model) o->model = getenv("GEMMA4_MODEL");
+    o->model_from_variable = !o->model && (o->model = getenv("GEMMA4_MODEL"));
     if (!o->model || !*o->model) {
         o->model = "demo";
+        o->model_from_variable = 0;
         return find_demo(dir, err);
     }
     int status = find_checkpoint(o->model, dir, err);
@@ -270,11 +271,16 @@ static int open_on_gpu(Engine *e, SessionOptions *s, Error *err) {
     return 0;
 }
 
-/* Refuses --activations 8 and 32 on a GPU, where they would have no effect.  Returns 0, or -1 with
- * err. */
-static int check_activations(const Options *o, Error *err) {
+/* Refuses --activations 8 and 32 for a session on a GPU that leaves no experts to the CPU: they
+ * would have no effect.  Returns 0, or -1 with err. */
+static int check_activations(const Options *o, const Model *m, const SessionOptions *s,
+                             Error *err) {
+    Memory takes;
     if (o->activations != 8 && o->activations != 32) return 0;
-    return fail(err, "--activations %d: for the CPU alone (--device cpu)", o->activations);
+    int has_room = !session_memory(m, s, &takes, NULL) && !session_fits(m, s, &takes, NULL);
+    if (!has_room || takes.cpu_experts) return 0;
+    return fail(err, "--activations %d: for the CPU alone (--device cpu), and the GPU computes all",
+                o->activations);
 }
 
 /* Warns where --activations 8 has no effect on this CPU.  It is asked for as a matter of speed, so
@@ -315,8 +321,11 @@ static int open_session(const Options *o, Engine *e, Error *err) {
         return bad ? fail(err, "--fp4-activations: %s", why.text) : 0;
     }
     if (!host_ops(o)) {
-        if (gpu_ops(&why) && check_activations(o, err)) return -1;
-        if (!open_on_gpu(e, &s, &why)) return 0;
+        if ((s.ops = gpu_ops(&why)) && check_activations(o, e->model, &s, err)) return -1;
+        if (!open_on_gpu(e, &s, &why)) {
+            warn_of_activations(o, e->model, &cpu_ops);
+            return 0;
+        }
         if (!strcmp(o->device, "cuda")) return fail(err, "%s cuda: %s", o->device_from, why.text);
 #ifdef HAVE_CUDA
         /* With stderr in a file, as in a script, a missing GPU is not worth a line for each
@@ -563,8 +572,8 @@ static int collect_info(const Options *o, const Model *m, Info *i, Error *err) {
     const Ops *ops = host_ops(o) ? host_ops(o) : gpu_ops(&why);
     if (!ops && !strcmp(o->device, "cuda"))
         return fail(err, "%s cuda: %s", o->device_from, why.text);
-    if (ops && !host_ops(o) && check_activations(o, err)) return -1;
     if (ops) i->session.ops = ops;
+    if (ops && !host_ops(o) && check_activations(o, m, &i->session, err)) return -1;
     if (o->fp4_activations && !i->session.ops->memory)
         return fail(err, "--fp4-activations needs a GPU of compute capability 12.0 or 12.1");
     if (session_memory(m, &i->session, &i->gpu, err)) return -1;
@@ -937,8 +946,11 @@ static int collect_question(const Options *o, Question *q, Error *err) {
     if (o->cache) buf_printf(&q->text, "%s%s", between, given);
     buf_free(&document);
     if (bad) return -1;
-    /* An empty -p asks nothing, unless it stands beside a picture or is continued by --raw. */
-    return q->text.len > 0 || o->ids_file || (o->prompt && (o->media || o->raw));
+    /* A text of white space asks nothing, unless it stands beside a picture or is continued by
+     * --raw: the template drops it. */
+    size_t n_blank = q->text.len ? strspn(q->text.data, " \t\r\n") : 0;
+    int asks = n_blank < q->text.len || (o->raw && q->text.len);
+    return asks || o->ids_file || (o->prompt && (o->media || o->raw));
 }
 
 /* ---- which command ---- */
@@ -1015,8 +1027,10 @@ static int run(Options *o, const char *dir, Error *err) {
     else if (!status && !o->prompt && isatty(STDIN_FILENO))
         status = usage("nothing to ask: give a text with -p (the chat needs stdin and stdout to be "
                        "a terminal)");
-    else if (!status)
-        status = usage("nothing to ask: %s", o->prompt ? "-p is empty" : "stdin is empty");
+    else if (!status) {
+        const char *what = o->question.len ? "the question" : "stdin";
+        status = usage("nothing to ask: %s is empty", o->prompt ? "-p" : what);
+    }
     buf_free(&question.text);
     return status;
 }
@@ -1029,6 +1043,12 @@ static void hold_standard_files(void) {
         int mode = fd == 2 ? O_WRONLY : O_RDONLY;
         if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", mode) < 0) _exit(1);
     }
+}
+
+/* Whether an error is about the model that $GEMMA4_MODEL names, which the call does not show.  dir:
+ * its directory, or NULL where none was found. */
+static int is_of_variable(const Options *o, const char *dir, const char *error) {
+    return o->model_from_variable && (begins(error, o->model) || (dir && begins(error, dir)));
 }
 
 int main(int argc, char **argv) {
@@ -1046,7 +1066,8 @@ int main(int argc, char **argv) {
         status = find_model(&o, &dir, &err);
         if (!status) status = run(&o, dir.data, &err);
         if (status < 0) {
-            note("gemma4: %s\n", err.text);
+            const char *from = is_of_variable(&o, dir.data, err.text) ? "GEMMA4_MODEL: " : "";
+            note("gemma4: %s%s\n", from, err.text);
             status = 1;
         }
         if (!status && reader_is_gone) status = READER_GONE;

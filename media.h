@@ -23,7 +23,7 @@ typedef struct Media {
 /* All images and videos that were loaded.  A conversation repeats its messages with every request:
  * what is kept here is not decoded and encoded again.  The oldest are freed, see media_load. */
 typedef struct {
-    int image_tokens;                   /* most soft tokens of an image: 70, 140, 280, 560, 1120 */
+    int image_tokens;                   /* most soft tokens of an image, see image_token_words */
     int video_frames;                   /* most frames of a video, of VIDEO_TOKENS at most each */
     int most_patches;                   /* most a side of a picture, 0: not known yet */
     int placeholders;                   /* a part without a file: 1: one placeholder; 0: an error */

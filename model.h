@@ -89,6 +89,9 @@ void model_info(const Model *m, ModelInfo *info);
 /* What the user should know of the model's files, in one line that is the model's, or NULL. */
 const char *model_warning(const Model *m);
 
+/* How many soft tokens an image can have at most, as words: 70 … 1120, then NULL. */
+extern const char *const image_token_words[];
+
 /* The most soft tokens that the checkpoint in `dir` wants for an image:
  * vision_soft_tokens_per_image of config.json, else 280.  Returns -1 with err where that field is
  * not one of the numbers that --image-tokens takes. */

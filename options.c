@@ -203,11 +203,8 @@ static int take_lora(Options *o, const char *text) {
 }
 
 static int take_image_tokens(Options *o, const char *text) {
-    static const char *const known[] = {"70", "140", "280", "560", "1120", NULL};
-    int i = parse_word("--image-tokens", text, known);
-    if (i < 0) return 2;
-    o->image_tokens = 70 << i;
-    return 0;
+    o->image_tokens = atoi(text);
+    return parse_word("--image-tokens", text, image_token_words) < 0 ? 2 : 0;
 }
 
 static int take_seed(Options *o, const char *text) {
@@ -560,6 +557,9 @@ static int check_prompt(const Options *o) {
     if (!o->raw && (check_utf8("the question", o->question.data) || check_utf8("-p", o->prompt) ||
                     check_utf8("-s", o->system)))
         return 2;
+    if (o->prompt && !o->raw && !strcmp(o->prompt, "-"))
+        return usage("-p -: is a text, no file; without -p the question is read from stdin");
+    if (o->system && !strcmp(o->system, "-")) return usage("-s -: is a text, no file");
     if (o->command && !scores && (o->prompt || o->raw || o->ids_file))
         return usage("%s takes no prompt", o->command);
     if (o->jsonl && o->command) return usage("%s and --jsonl exclude each other", o->command);

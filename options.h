@@ -11,6 +11,7 @@
 typedef struct {
     const char *command;                /* NULL, or "tokenize", "render", ...: see options.c */
     const char *model, *device, *draft, *draft_log;
+    int model_from_variable;            /* 1: `model` is $GEMMA4_MODEL */
     const char *device_from;            /* what names the device: "--device" or "GEMMA4_DEVICE" */
     const char *prompt, *ids_file, *text_file, *request_file, *system;
     const char *logits_file, *reference_file, *scenario, *plot_file;

@@ -354,9 +354,13 @@ static int command_load(Repl *r, const char *path, Error *err) {
     return 0;
 }
 
+static void show_attached(const Repl *r) {
+    fprintf(stderr, "(%zu bytes go with the next message)\n", r->attached.len);
+}
+
 static int command_read(Repl *r, const char *path, Error *err) {
     if (attach_text(path, &r->attached, err)) return -1;
-    fprintf(stderr, "(%zu bytes go with the next message)\n", r->attached.len);
+    show_attached(r);
     return 0;
 }
 
@@ -542,7 +546,7 @@ static void command(Repl *r, char *line) {
     const char *rest = split_command(line);
     Command command = command_named(line);
     int takes_none = command == NEW || command == RETRY || command == UNDO || command == TOOLS ||
-                     command == STATS || command == QUIT;
+                     command == STATS || command == QUIT || command == HELP;
     Error err = {""};
     if (takes_none && *rest) {
         note("gemma4: %s takes nothing behind it: %s\n", line, rest);
@@ -648,6 +652,7 @@ int run_repl(Engine *e, const char *file, const cJSON *media, const char *text, 
         bad = r.editor ? 0 : -1;
     }
     if (!bad) remark("%s. /help lists the commands, Ctrl-D leaves.\n", e->name);
+    if (!bad && r.attached.len) show_attached(&r);
     while (!bad && !r.quit && read_question(&r, &question)) {
         if (is_command_line(question.data)) command(&r, question.data);
         else take_text(&r, question.data);

@@ -30,7 +30,8 @@ static int is_safe(const char *name) {
     return n > 0 && n <= 128 && name[0] != '.' && name[0] != '-' && strspn(name, allowed) == n;
 }
 
-static void be_tool(const char *path, int in, int out, pid_t parent) {
+/* Becomes the executable.  Where that fails, `failed` gets the errno. */
+static void be_tool(const char *path, int in, int out, int failed, pid_t parent) {
     const char *home = getenv("HOME");
     Buf home_is = {0};
     buf_printf(&home_is, "HOME=%s", home ? home : "/");
@@ -42,8 +43,10 @@ static void be_tool(const char *path, int in, int out, pid_t parent) {
     signal(SIGPIPE, SIG_DFL);
     signal(SIGHUP, SIG_DFL);            /* which nohup may have us ignore */
     if (dup2(in, STDIN_FILENO) < 0 || dup2(out, STDOUT_FILENO) < 0) _exit(127);
-    if (close_range(3, ~0u, 0)) _exit(127);
+    if (dup3(failed, 3, O_CLOEXEC) < 0 || close_range(4, ~0u, 0)) _exit(127);
     execve(path, argv, env);
+    int why = errno;
+    (void)!write(3, &why, sizeof why);
     _exit(127);
 }
 
@@ -137,18 +140,32 @@ static int tool_failed(Buf *result, const char *why) {
 
 /* Starts the executable `path` as a tool.  Returns 0, or an errno. */
 static int start(const char *path, Tool *t) {
-    int in[2], out[2] = {-1, -1};
+    int in[2], out[2] = {-1, -1}, failed[2] = {-1, -1}, bad = 0;
     if (pipe2(in, O_CLOEXEC)) return errno;
     pid_t parent = getpid();
     t->pid = -1;
-    if (!pipe2(out, O_CLOEXEC)) t->pid = running = fork();
-    int bad = t->pid < 0 ? errno : 0;
-    if (t->pid == 0) be_tool(path, in[0], out[1], parent);
+    if (!pipe2(out, O_CLOEXEC) && !pipe2(failed, O_CLOEXEC)) t->pid = running = fork();
+    if (t->pid < 0) bad = errno;
+    if (t->pid == 0) be_tool(path, in[0], out[1], failed[1], parent);
     close(in[0]);
     close(out[1]);
+    close(failed[1]);
+    /* The pipe ends without a byte as soon as the executable runs. */
+    if (!bad && read(failed[0], &bad, sizeof bad) > 0) {
+        running = 0;
+        wait_for(t->pid);
+    }
+    close(failed[0]);
     t->in = in[1];
     t->out = out[0];
     return bad;
+}
+
+/* What an errno of execve means for a file that is there and executable. */
+static const char *why_not(int bad) {
+    if (bad == ENOENT) return "the interpreter that its first line names is missing";
+    if (bad == ENOEXEC) return "is neither a program nor a script that begins with #!";
+    return strerror(bad);
 }
 
 /* Ends the tool, with all it has started; killed: it has not ended by itself. */
@@ -189,7 +206,7 @@ int tool_run(const ToolRunner *r, const char *name, const char *arguments, Buf *
     if (!found) return tool_failed(result, "no such tool");
     if (bad) {
         close_pipes(&t);
-        return tool_failed(result, strerror(bad));
+        return tool_failed(result, why_not(bad));
     }
     const char *killed = talk(r, &t, arguments, result);
     end_tool(&t, killed != NULL);

@@ -382,6 +382,26 @@ def copy_tokenizer(path, out):
         shutil.copyfile(settings, os.path.join(out, 'tokenizer_config.json'))
 
 
+def check_dims(d, args):
+    """Ends with a line where no model can have these sizes, or the tokenizer's ids do not fit."""
+    for name, n in d.items():
+        if n < (name != 'experts'):
+            sys.exit('--%s %d: too small' % (name, n))
+    for name, of in (('heads', 'kv-heads'), ('heads', 'global-kv-heads')):
+        if d[name] % d[of]:
+            sys.exit('--%s %d: no multiple of --%s %d' % (name, d[name], of, d[of]))
+    for name, n in (('head-dim', 2), ('global-head-dim', 2), ('vision-head-dim', 4)):
+        if d[name] % n:
+            sys.exit('--%s %d: no multiple of %d' % (name, d[name], n))
+    if d['experts'] and d['top-k'] > d['experts']:
+        sys.exit('--top-k %d: more than --experts %d' % (d['top-k'], d['experts']))
+    ids = 1 + max(max(v) if isinstance(v, list) else v for v in TOKENS['full' if args.full else 'tiny'].values())
+    if not args.tokenizer and d['vocab'] < ids:
+        sys.exit('--vocab %d: the tokenizer has ids up to %d' % (d['vocab'], ids - 1))
+    if args.shard_bytes is not None and args.shard_bytes < 1:
+        sys.exit('--shard-bytes %g: too small' % args.shard_bytes)
+
+
 def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument('out')
@@ -406,6 +426,7 @@ def main():
     limit = args.shard_bytes or (10e9 if args.layout == 'nvidia' else 5e9)
     widths = {'experts': (d['hidden'], d['expert-dim']), 'mlp': (d['hidden'], d['mlp']),
               'self_attn': (d['hidden'], d['heads'] * d['head-dim'], d['heads'] * d['global-head-dim'])}
+    check_dims(d, args)
     for part, kind in LAYOUTS[args.layout].items():
         for n in widths[part]:
             if n % GROUP.get(kind, 1):

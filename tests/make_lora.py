@@ -101,7 +101,7 @@ def write(path, adapter, rank=4, alpha=8, prefix='base_model.model.' + ROOT, end
         'init_lora_weights': True, 'layer_replication': None, 'layers_pattern': None, 'layers_to_transform': None, 'loftq_config': {},
         'lora_alpha': alpha, 'lora_bias': False, 'lora_dropout': 0.05, 'megatron_config': None, 'megatron_core': 'megatron.core',
         'modules_to_save': None, 'peft_type': 'LORA', 'qalora_group_size': 16, 'r': rank, 'rank_pattern': {}, 'revision': None,
-        'target_modules': ['q_proj', 'v_proj'], 'target_parameters': None, 'task_type': 'CAUSAL_LM', 'trainable_token_indices': None,
+        'target_modules': sorted({module.split('.')[-1] for module in adapter}), 'target_parameters': None, 'task_type': 'CAUSAL_LM', 'trainable_token_indices': None,
         'use_dora': False, 'use_qalora': False, 'use_rslora': False}
     whole.update(config)
     dialect.write_json(path, 'adapter_config.json', {k: v for k, v in whole.items() if v != 'absent'})

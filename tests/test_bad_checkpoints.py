@@ -282,6 +282,9 @@ BROKEN = {
         ('experts of nothing', config(T + 'moe_intermediate_size', 0), ['moe_intermediate_size']),
         ('quantisation by GPTQ', config(Q_C + 'quant_method', 'gptq'), ['quant_method', 'gptq', '; hf download ']),
         ('a list for a quantisation', config('quantization_config', [1]), ['quantization_config', 'object']),
+        ('another algorithm', config(Q_C + 'quant_algo', 'FP8'), ['it is NVFP4', 'quant_algo in config.json is "FP8"']),
+        ('weights of 8 bits', config(Q_C + 'config_groups', {'group_0': {'weights': {'num_bits': 8, 'type': 'float'}}}), ['it is NVFP4', 'config_groups']),
+        ('weights of integers', config(Q_C + 'config_groups', {'group_0': {'weights': {'num_bits': 8}}}), ['it is NVFP4', 'config_groups']),
         ('KV cache of 999 bits', config(Q_C + 'kv_cache_scheme.num_bits', 999), ['kv_cache_scheme.num_bits']),
         ('KV cache of 4 bits', config(Q_C + 'kv_cache_scheme.num_bits', 4), ['kv_cache_scheme.num_bits']),
         ('KV cache with scales of its own', config(Q_C + 'kv_cache_scheme', {'num_bits': 8, 'dynamic': True}), ['kv_cache_scheme.dynamic']),
@@ -332,6 +335,8 @@ BROKEN = {
     'hf_quant_config.json': [
         ('broken quantisation config', data('hf_quant_config.json', lambda b: b'{'), ['byte']),
         ('text for a quantisation', edit('hf_quant_config.json', 'quantization', 'NVFP4'), ['quantization', 'object']),
+        ('another algorithm', edit('hf_quant_config.json', 'quantization.quant_algo', 'FP8_PB_WO'), ['it is NVFP4', 'quant_algo in hf_quant_config.json is "FP8_PB_WO"']),
+        ('NVFP4 in groups of 32', edit('hf_quant_config.json', 'quantization.group_size', 32), ['quantization.group_size', 'must be 16']),
         ('a number for an algorithm', edit('hf_quant_config.json', 'quantization.kv_cache_quant_algo', 8), ['kv_cache_quant_algo']),
         ('pipe for a quantisation config', instead('pipe', 'hf_quant_config.json'), ['regular']),
     ],

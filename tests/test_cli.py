@@ -301,10 +301,10 @@ def test_generation_config_that_has_no_effect(odd, copy):
     none = {'num_beams': 1, 'typical_p': 1.0, 'no_repeat_ngram_size': 0, 'bad_words_ids': None, 'forced_bos_token_id': None, 'sequence_bias': []}
     write_json(file, dict(read_json(file), **none))
     assert 'no effect' not in run('-m', model, '-n', 1, 'x').stderr.decode()
-    write_json(file, dict(read_json(file), num_beams=4, no_repeat_ngram_size=1, bad_words_ids=[[5]]))
+    write_json(file, dict(read_json(file), num_beams=4, no_repeat_ngram_size=1, bad_words_ids=[[5]], max_new_tokens=9, max_length=20))
     line = 'gemma4: warning: fields of generation_config.json have no effect: '
     said = run('-m', model, '-n', 1, 'x').stderr.decode().splitlines()[0]
-    assert said.startswith(line) and sorted(said[len(line):].split(', ')) == ['bad_words_ids', 'no_repeat_ngram_size', 'num_beams']
+    assert said.startswith(line) and sorted(said[len(line):].split(', ')) == ['bad_words_ids', 'max_length', 'max_new_tokens', 'no_repeat_ngram_size', 'num_beams']
 
 
 def test_repeat_penalty_of_the_checkpoint(odd, copy):
@@ -356,7 +356,7 @@ def test_head_of_a_long_answer(chatterbox):
 
 
 @pytest.mark.parametrize('call, stdin', [
-    (['hello'], ''), (['--jsonl'], '{}\n'), (['tokenize'], 'x'), (['render'], '{"messages": [{"role": "user"}]}'),
+    (['hello'], ''), (['--jsonl'], '{}\n'), (['tokenize'], 'x'), (['render'], '{"messages": [{"role": "user", "content": "x"}]}'),
     (['info'], ''), (['score', '--raw', '-p', 'x'], ''), (['--help'], ''), (['--version'], ''),
 ], ids=lambda x: ' '.join(x) if isinstance(x, list) else '')
 def test_full_disk(puppet, call, stdin):
@@ -491,7 +491,11 @@ def test_environment_that_is_not_known(name, value):
 
 
 def test_empty_prompt(odd):
-    assert '-p is empty' in complaint(2, '-m', odd, '-p', '')
+    for blank in '', ' \n\t':
+        assert '-p is empty' in complaint(2, '-m', odd, '-p', blank)
+    assert 'the question is empty' in complaint(2, '-m', odd, ' ')
+    assert 'stdin is empty' in complaint(2, '-m', odd, stdin='\n \n')
+    assert run('-m', odd, '--raw', '-p', ' ', '-n', 1).returncode == 0
     assert answer('-m', odd, '--raw', '-p', '', '-n', 1, '--temp', 0)
 
 
@@ -509,7 +513,7 @@ def test_empty_prompt(odd):
     ('--top-k 1.5 hello', '--top-k'), ('--top-p 1.1 hello', '--top-p'), ('--top-p -0.1 hello', '--top-p'),
     ('--min-p 2 hello', '--min-p'), ('--repeat-penalty 0 hello', '--repeat-penalty'), ('--seed x hello', '--seed x'),
     ('--seed 99999999999999999999 hello', '--seed'), ('--kv f16 hello', 'f16'), ('--device gpu hello', 'gpu'),
-    ('-p a b', '"b"'), ('--jsonl hello', '"hello"'), ('--jsonl -p a', '--jsonl'), ('--jsonl --raw', '--jsonl'),
+    ('-p - -n 1', 'without -p'), ('-s - hello', '-s -'), ('-p a b', '"b"'), ('--jsonl hello', '"hello"'), ('--jsonl -p a', '--jsonl'), ('--jsonl --raw', '--jsonl'),
     ('--jsonl --ids f', '--jsonl'), ('info --jsonl', '--jsonl'), ('--ids f -p a', '--ids'), ('--ids f hello', '"hello"'),
     ('--ids f --raw', '--raw'), ('tokenize hello', '"hello"'), ('info hello', '"hello"'), ('render -p hello', 'render'),
     ('tokenize --raw', 'tokenize'), ('info --ids f', 'info'), ('--plain hello', '--plain'), ('--decode hello', '--decode'),
@@ -792,8 +796,8 @@ def tokenizer_alone(odd, tmp_path_factory):
 def test_render_as_the_template(tokenizer_alone, case):
     request = {'messages': case['messages'], 'tools': case['tools'], 'chat_template_kwargs': {
         'enable_thinking': case['thinking'], 'preserve_thinking': case['preserve_thinking']}}
-    assert render(tokenizer_alone, request) == case['rendered']
-    ids = [int(word) for word in render(tokenizer_alone, request, '--ids').split()]
+    assert render(tokenizer_alone, request, '-q') == case['rendered']
+    ids = [int(word) for word in render(tokenizer_alone, request, '-q', '--ids').split()]
     if '▁' not in case['rendered']:
         assert decode(tokenizer_alone, ids).decode() == case['rendered']
 
@@ -831,7 +835,7 @@ BAD_REQUESTS = [
     ('{"messages": []}', 'messages'), ('{"messages": "hi"}', 'messages'), ('{"messages": [1]}', 'messages[0]'),
     ('{"messages": [{"content": "x"}]}', 'messages[0].role'), ('{"messages": [{"role": "wizard"}]}', 'messages[0].role'),
     ('{"messages": [{"role": "user", "content": 5}]}', 'messages[0].content'),
-    ('{"messages": [{"role": "user"}, {"role": "user", "content": [{"type": "input_audio"}]}]}', 'messages[1].content[0].type'),
+    ('{"messages": [{"role": "user", "content": "x"}, {"role": "user", "content": [{"type": "input_audio"}]}]}', 'messages[1].content[0].type'),
     ('{"messages": [{"role": "user", "content": [{"type": "text"}]}]}', 'messages[0].content[0].text'),
     ('{"messages": [{"role": "user"}], "temperature": "x"}', 'temperature'),
     ('{"messages": [{"role": "tool", "content": "x"}]}', 'messages[0]'),

@@ -39,6 +39,7 @@ def test_stdin_as_the_file_of_an_option(tmp_path):
         said = read_json(tmp_path / 'talk')['messages'][0]['content']
         assert said == ('What?\n\nstdin\n```\none\n```' if option == '-f' else 'What?')
     assert 'stdin: not valid JSON at byte 1' in complaint(1, '-m', ODD, 'What?', '--json-schema', '-', stdin='[')
+    assert 'stdin: it is empty' in complaint(1, '-m', ODD, 'What?', '--json-schema', '-', stdin=' \n')
 
 
 @pytest.mark.parametrize('encoding, mark', [('utf-16-le', b'\xff\xfe'), ('utf-16-be', b'\xfe\xff'), ('utf-8', b'\xef\xbb\xbf'), ('utf-8', b'')], ids=str)

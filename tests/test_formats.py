@@ -185,7 +185,7 @@ def make(path, choose, dtype='BF16', written_out='F32'):
 
 
 def name_integers(path, choose):
-    """Writes into the configuration of path/stored which matrices are of integers, and how."""
+    """Writes into the configuration of path/stored which matrices are of integers, and how, and that others are FP8 and NVFP4."""
     groups = {}
     for n, (name, _, cols) in enumerate(matrices()):
         if choose(n, cols).startswith('INT'):
@@ -194,6 +194,8 @@ def name_integers(path, choose):
     config['quantization_config'] = scheme(*[('zero' not in kind, int(re.findall(r'\d+', kind)[1]), names) for kind, names in groups.items()])
     for kind, group in zip(groups, config['quantization_config']['config_groups'].values()):
         group['weights']['num_bits'] = int(kind[3])
+    for bits in 4, 8:
+        config['quantization_config']['config_groups']['floats_%d' % bits] = {'weights': {'num_bits': bits, 'type': 'float'}}
     write_json(path / 'stored' / 'config.json', config)
 
 
@@ -534,6 +536,19 @@ def test_fp8_of_another_kind(tmp_path, quantised, weights, word):
         write_json(model / 'config.json', config)
         done = run('-m', model, '-n', 1, '--ignore-eos', '--temp', 0, 'hello')
         assert done.returncode == status and (not status or word in done.stderr.decode()), done.stderr
+
+
+@pytest.mark.parametrize('algo, groups, lost', [
+    ('FP8', {'weights': {'num_bits': 8, 'type': 'float'}}, False), ('fp8_pb_wo', {}, False), ('MIXED_PRECISION', {'quant_algo': 'FP8_PB_WO'}, False),
+    ('NVFP4', {}, 'quant_algo in config.json is "NVFP4"'), ('FP8', {'weights': {'num_bits': 4, 'type': 'float', 'group_size': 16}}, 'config_groups'),
+    ('FP8', {'weights': {'type': 'int', 'num_bits': 8}}, 'config_groups')])
+def test_what_modelopt_calls_fp8(tmp_path, quantised, algo, groups, lost):
+    """Words in either case, also in groups that say nothing of the weights; a word for other weights is refused."""
+    model = tmp_path / 'model'
+    shutil.copytree(quantised('FP8 (rows)'), model)
+    configured(model, {'quant_method': 'modelopt', 'quant_algo': algo, 'config_groups': {'group_0': groups}})
+    done = run('info', '-m', model)
+    assert done.returncode == bool(lost) and (not lost or lost in done.stderr.decode()), done.stderr
 
 
 @pytest.fixture(scope='module')

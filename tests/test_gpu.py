@@ -603,6 +603,20 @@ def test_fp4_activations_on_another_gpu(odd, chip):
     assert why in complaint(1, 'info', '-m', odd, '--fp4-activations', program=EMULATED, env=environment(GEMMA4_DEVICE='auto', EMU_CC=chip))
 
 
+def test_activations_of_experts_on_the_cpu(tmp_path):
+    """--activations is for the CPU: it has an effect where a GPU leaves experts to the CPU, and is refused where it leaves none."""
+    def logits(bits):
+        emulated('score', '-m', FIXTURES / 'odd-all', '--raw', '-p', 'hello you all, what are these words for? ' * 3, '--chunk', 40, '--cpu-experts', 6, '--activations', bits,
+                 '--quiet', '--logits', tmp_path / 'logits', GEMMA4_CPU='avx2')
+        return (tmp_path / 'logits').read_bytes()
+    assert len({logits(bits) for bits in (8, 16, 32)}) == 3
+    for call in ('info',), CALL:
+        line = complaint(1, *call, '-m', FIXTURES / 'odd-all', '--activations', 8, program=EMULATED, env=environment(GEMMA4_DEVICE='auto'))
+        assert '--activations 8: for the CPU alone' in line
+    said = emulated('-m', FIXTURES / 'odd-bf16', *CALL, '--cpu-experts', 3, '--activations', 8, GEMMA4_CPU='c')[1]
+    assert "warning: --activations 8: this CPU's kernels have none" in said
+
+
 def test_fp4_activations_without_a_gpu(odd):
     """The CPU, asked for or not, is no substitute."""
     none = complaint(1, '-m', odd, *CALL, '--fp4-activations', program=EMULATED, env=environment(GEMMA4_DEVICE='auto', EMU_DEVICES=0))

@@ -278,7 +278,8 @@ def test_memory_for_the_context_asked_for(checkpoint, options, size, context, ch
     assert got['context_bytes'] == kv_bytes(config, size, context, chunk)
 
 
-# An FP8 cache is announced in config.json (compressed-tensors, modelopt) or in hf_quant_config.json (modelopt): either will do.
+# An FP8 cache is announced in config.json (compressed-tensors, modelopt) or in hf_quant_config.json (modelopt): either will do, but
+# where both speak of quantisation a line says that they differ.
 @pytest.mark.parametrize('in_config, in_hf_quant, size', [(1, 0, 1), (0, 1, 1), (0, 0, 2)])
 def test_fp8_cache_is_announced_in_either_file(copy, in_config, in_hf_quant, size):
     model = copy(FIXTURES / 'dense')
@@ -286,7 +287,11 @@ def test_fp8_cache_is_announced_in_either_file(copy, in_config, in_hf_quant, siz
         edit('config.json', 'quantization_config.kv_cache_scheme', None)(model)
     if not in_hf_quant:
         edit('hf_quant_config.json', 'quantization.kv_cache_quant_algo', None)(model)
-    assert info(model)['kv_bytes_per_token'] == sum(row for _, row in kv_rows(text_config('dense'), size))
+    done = run('info', '-m', model, '--json')
+    assert json.loads(done.stdout)['kv_bytes_per_token'] == sum(row for _, row in kv_rows(text_config('dense'), size))
+    assert (b'one alone announces an FP8 cache' in done.stderr) == (in_config != in_hf_quant)
+    edit('config.json', 'quantization_config.quant_algo', None)(model)
+    assert run('info', '-m', model).stderr == b''
 
 
 @pytest.mark.parametrize('name', PLAIN)
@@ -755,7 +760,9 @@ def test_model_from_the_environment(tmp_path):
     assert json.loads(answer('info', '--json', env=env))['layers'] == text_config('dense')['num_hidden_layers']
     got = json.loads(answer('info', '--json', '-m', FIXTURES / 'odd-bf16', env=env))
     assert got['layers'] == text_config('odd-bf16')['num_hidden_layers']
-    assert 'no-such' in complaint(1, 'info', env=environment(GEMMA4_MODEL='no-such'))
+    for name in 'no-such', 'org/no-such', tmp_path:
+        env = environment(GEMMA4_MODEL=name, HF_HUB_CACHE=tmp_path)
+        assert complaint(1, 'info', env=env) == complaint(1, 'info', '-m', name, env=env).replace('gemma4: ', 'gemma4: GEMMA4_MODEL: ', 1)
     assert json.loads(answer('info', '--json', env=environment(GEMMA4_MODEL='')))['layers'] > 0
 
 
@@ -802,3 +809,15 @@ def test_random_checkpoint(tmp_path, layout):
         assert (done.returncode, done.stderr) == (0, b'') and info(tmp_path)['layers'] == 6
     else:
         assert (done.returncode, done.stdout) == (1, b'') and re.fullmatch(rb'make_checkpoint.py needs numpy: .*\n', done.stderr)
+
+
+@pytest.mark.parametrize('size, says', [
+    ('--hidden 0', '--hidden 0: too small'), ('--layers -1', '--layers -1: too small'), ('--heads 3', '--heads 3: no multiple of --kv-heads 2'),
+    ('--head-dim 33', '--head-dim 33: no multiple of 2'), ('--top-k 9', '--top-k 9: more than --experts 8'), ('--experts -1', '--experts -1: too small'),
+    ('--vocab 500', '--vocab 500: the tokenizer has ids up to 507'), ('--shard-bytes 0', '--shard-bytes 0: too small')])
+def test_random_checkpoint_of_no_size(tmp_path, size, says):
+    """make_checkpoint.py writes nothing that the program would refuse. It looks before it uses numpy."""
+    (tmp_path / 'numpy.py').touch()
+    done = subprocess.run([sys.executable, TESTS / 'make_checkpoint.py', *size.split(), tmp_path / 'm'], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, env=environment(PYTHONPATH=tmp_path))
+    assert (done.returncode, done.stderr.decode(), (tmp_path / 'm').exists()) == (1, says + '\n', False)

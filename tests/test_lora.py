@@ -368,7 +368,12 @@ CONFIG = {
     'one layer': ({'layers_to_transform': 1}, 'layers.0.self_attn.q_proj.lora_A.weight: its layer is not in layers_to_transform'),
     'no layers': ({'layers_to_transform': ['x']}, 'layers_to_transform is no list of numbers'),
     'excluded': ({'exclude_modules': ['x', 'attn.q_proj', 'q_proj']}, 'q_proj.lora_A.weight: its module is in exclude_modules'),
-    'excluded by expression': ({'exclude_modules': '.*vision.*'}, 'exclude_modules ".*vision.*": an expression is not supported'),
+    'excluded by expression': ({'exclude_modules': r'.*\.1\..*q_proj'}, 'layers.1.self_attn.q_proj.lora_A.weight: its module is in exclude_modules'),
+    'exclusion not supported': ({'exclude_modules': '(?<!x)y'}, 'exclude_modules "(?<!x)y": this expression is not supported'),
+    'no target': ({'target_modules': ['k_proj', 'proj', 'layers.0.self_attn.q_proj']},
+                  'layers.1.self_attn.q_proj.lora_A.weight: its module is not in target_modules of adapter_config.json'),
+    'no target of an expression': ({'target_modules': r'.*\.[kv]_proj'}, 'q_proj.lora_A.weight: its module is not in target_modules'),
+    'targets of no list': ({'target_modules': 1}, 'target_modules is not a list'),
     'rank expression': ({'rank_pattern': {'.*q_proj': 4}}, 'rank_pattern..*q_proj: this expression is not supported'),
     'alpha expression': ({'alpha_pattern': {r'\d': 4}}, r'alpha_pattern.\d: this expression is not supported'),
     'rank': ({'rank_pattern': {'q_proj': 2.5}}, 'rank_pattern: 2.5 is no rank'),
@@ -459,7 +464,14 @@ def test_harmless_fields(odd, tmp_path):
     adapter(tmp_path / 'b', odd, MODULES, layers_to_transform=[1, 0], exclude_modules=['k_proj', 'vision_tower', 'j_proj', ''],
             init_lora_weights='gaussian', target_modules='all-linear', target_parameters=[], auto_mapping={'unsloth_fixed': True},
             peft_version='0.20.0', eva_config={'rho': 2}, runtime_config={'ephemeral_gpu_offload': False}, ensure_weight_tying=False)
-    assert logits(tmp_path, odd, '--lora', tmp_path / 'a') == logits(tmp_path, odd, '--lora', tmp_path / 'b')
+    want = logits(tmp_path, odd, '--lora', tmp_path / 'a')
+    assert logits(tmp_path, odd, '--lora', tmp_path / 'b') == want
+    # As full names, by unsloth's expression, by one that is not supported, and without the field.
+    unsloth = (r'(?:.*?(?:language|text).*?(?:self_attn|attention|attn|mlp|feed_forward|ffn|dense).*?(?:k_proj|v_proj|q_proj|o_proj).*?)|'
+               r'(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|mlp)\.(?:(?:k_proj|v_proj|q_proj|o_proj)))')
+    for targets in ['model.language_model.' + m for m in MODULES], unsloth, r'.*(?<!x)k_proj', 'absent':
+        adapter(tmp_path / 'b', odd, MODULES, target_modules=targets, exclude_modules='.*vision.*')
+        assert logits(tmp_path, odd, '--lora', tmp_path / 'b') == want
 
 
 def test_what_is_no_adapter(odd, tmp_path):

@@ -203,6 +203,7 @@ def test_files_at_the_start(chat, puppet, tmp_path):
     """-f: they go with the first question, and with no other."""
     (tmp_path / 'a.txt').write_bytes(b'\xff\xfea\0')
     c = chat(puppet, '-f', tmp_path / 'a.txt')
+    assert '(%d bytes go with the next message)' % len('%s/a.txt\n```\na\n```' % tmp_path) in c.banner
     c.say('hello')
     c.say('again')
     assert [m['content'] for m in c.messages()[::2]] == ['hello\n\n%s/a.txt\n```\na\n```' % tmp_path, 'again']
@@ -269,7 +270,7 @@ def test_paths_as_they_are_typed(chat, puppet, tmp_path):
         assert c.say('/%s -' % name) == 'gemma4: /%s -: stdin is the chat' % name
 
 
-@pytest.mark.parametrize('line', ['/new 1', '/retry 2', '/undo 3', '/bye all'])
+@pytest.mark.parametrize('line', ['/new 1', '/retry 2', '/undo 3', '/bye all', '/help me'])
 def test_commands_that_take_nothing(chat, puppet, line):
     name, rest = line.split()
     assert chat(puppet).say(line) == 'gemma4: %s takes nothing behind it: %s' % (name, rest)

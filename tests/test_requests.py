@@ -70,6 +70,19 @@ def test_a_result_of_no_call(odd):
     assert warned(tool_call_id='9') == warned() == ['messages[2].tool_call_id: no call has this id']
 
 
+def test_a_message_without_content(odd, tmp_path):
+    """It is empty, as in the template; only those of the assistant may lack it in silence. A loaded conversation is read likewise."""
+    call = {'role': 'assistant', 'tool_calls': [{'id': '1', 'type': 'function', 'function': {'name': 'f', 'arguments': '{}'}}]}
+    messages = [{'role': 'system'}, {'role': 'user', 'content': None}, call, {'role': 'tool', 'tool_call_id': '1', 'content': None},
+                {'role': 'assistant'}, {'role': 'user', 'content': ''}, {'role': 'user'}]
+    lines = ['messages[%d].content is missing: the message is empty' % i for i in (0, 1, 6)]
+    done = run('--jsonl', '-m', odd, stdin=json.dumps({'messages': messages, 'max_tokens': 1}))
+    assert [w for w in json.loads(done.stdout)['choices'][0]['warnings'] if 'content' in w] == lines
+    (tmp_path / 'talk').write_text(json.dumps({'messages': messages}))
+    said = run('-m', odd, '--load', tmp_path / 'talk', '-n', 1, 'x').stderr.decode()
+    assert [said.count(line) for line in lines] == [1, 1, 1]
+
+
 @pytest.mark.parametrize('arguments, flawed', [
     ('{city:', True), ('[1]', True), ([1], True), ('{"a": 1}', False), ({'a': 1}, False), ('', False), (None, False)])
 def test_arguments_that_are_no_object(odd, arguments, flawed):

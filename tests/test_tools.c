@@ -94,7 +94,7 @@ static void test_no_descriptors(void **state) {
     getrlimit(RLIMIT_NOFILE, &before);
     int lowest = dup(0);
     close(lowest);
-    for (int n = 0; n < 4; n++) {
+    for (int n = 0; n < 6; n++) {
         Buf result;
         few = (struct rlimit){(rlim_t)(lowest + n), before.rlim_max};
         setrlimit(RLIMIT_NOFILE, &few);

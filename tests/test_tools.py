@@ -306,6 +306,18 @@ def test_tools_without_an_executable(caller, tools, tmp_path):
     assert 'warning: --run-tools %s: no executable for the tool add\n' % (tmp_path / 'bin') in done.stderr.decode()
 
 
+@pytest.mark.parametrize('script, why', [
+    ('#!/no/such/interpreter\n', 'the interpreter that its first line names is missing'),
+    ('echo hello\n', 'is neither a program nor a script that begins with #!'), ('#!/bin/sh\nexit 3\n', 'exit status 3')])
+def test_a_tool_that_fails_is_said(caller, tools, tmp_path, script, why):
+    (tmp_path / 'bin').mkdir()
+    (tmp_path / 'bin' / 'add').write_text(script)
+    (tmp_path / 'bin' / 'add').chmod(0o755)
+    done = run('-m', caller, '--tools', tools, '--run-tools', tmp_path / 'bin', '--yes', '--save', tmp_path / 'talk', 'hello')
+    assert done.stderr.decode() == '[add {"x":1}]\ngemma4: warning: %s: %s\n' % (tmp_path / 'bin' / 'add', why)
+    assert read_json(tmp_path / 'talk')['messages'][2]['content'] == 'error: ' + why
+
+
 def test_tools_of_a_file_are_run(caller, tmp_path, folder):
     """--load may bring what --run-tools runs; lines say what cannot be run."""
     talk = write_json(tmp_path / 'talk', {'messages': [], 'tools': [ADD]})

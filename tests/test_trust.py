@@ -186,4 +186,5 @@ def test_only_tools_of_the_list_are_run(caller, folder, tmp_path):
     other = write_json(tmp_path / 'tools.json', [dict(ADD, function=dict(ADD['function'], name='other'))])
     done = run('-m', caller, '--tools', other, '--run-tools', folder, '--yes', 'hello')
     assert (done.returncode, done.stdout.decode()) == (0, DONE + '\n')
-    assert done.stderr.endswith(b'tool other\n[other {"x":1}]\n') and not (tmp_path / 'given').exists()
+    said = 'tool other\n[other {"x":1}]\ngemma4: warning: %s/other: no such tool\n' % folder
+    assert done.stderr.decode().endswith(said) and not (tmp_path / 'given').exists()
