@@ -310,9 +310,12 @@ static void test_mends(void **state) {
         {TOOLS, CALL("call:default_api.bash{n:1}"), "", "bash{\"n\":1} ~"},
         {TOOLS, CALL("call:other_api.bash{n:1}"), "", "other_api.bash{\"n\":1} "},
         {BOTH, CALL("{\"name\": \"bash\", \"arguments\": {\"n\": 1.50}}"), "", "bash{\"n\":1.50} ~"},
+        {BOTH, CALL("[{\"type\": \"function\", \"function\": {\"name\": \"bash\", \"arguments\": \"{\\\"n\\\": 1}\"}}]"), "", "bash{\"n\":1} ~"},
+        {TOOLS, CALL("call:" STR("bash") "{n:1}"), "", "bash{\"n\":1} ~"},
         {BOTH, CALL("{\"name\": \"bash\", \"n\": 1}"), "{\"name\": \"bash\", \"n\": 1}", "!"},
         /* Two calls, the tokens between them missing. */
         {BOTH, CALL("call:bash{n:1}call:bash{n:2}"), "", "bash{\"n\":1} bash{\"n\":2} ~"},
+        {BOTH, CALL("call:bash{n:1}; call:bash{n:2}"), "", "bash{\"n\":1} bash{\"n\":2} ~"},
         {TOOLS, CALL("call:bash{n:1}, call:bash{n:x}"), " call:bash{n:x}", "bash{\"n\":1} ~!"},
         /* Quotes of other kinds. */
         {BOTH, CALL("call:bash{command:'it\\'s'}"), "", "bash{\"command\":\"it's\"} ~"},
@@ -404,6 +407,19 @@ static void test_mends(void **state) {
         {TOOLS, CALL("call:bash"), "", "bash{} ~"},
         {NO_TOOLS, CALL("call:bash"), "call:bash", "!"},
         {BOTH, CALL("call:bash{list:[1}, n:2}"), "call:bash{list:[1}, n:2}", "!"},
+        /* No opening quote, or quotes for the quotation marks of a string. */
+        {BOTH, CALL("call:bash{command:in Oslo, Norway<|\"|>,n:5}"), "", "bash{\"command\":\"in Oslo, Norway\",\"n\":5} ~"},
+        {BOTH, CALL("call:bash{command:echo \"{a}\"<|\"|>,o:{s:x y<|\"|>}}"), "", "bash{\"command\":\"echo \\\"{a}\\\"\",\"o\":{\"s\":\"x y\"}} ~"},
+        {BOTH, CALL("call:bash{list:[a b<|\"|>," STR("c") "]}"), "", "bash{\"list\":[\"a b\",\"c\"]} ~"},
+        {BOTH, CALL("call:bash{list:[a, b<|\"|>]}"), "call:bash{list:[a, b\"]}", "!"},
+        {TOOLS, CALL("call:bash{command:ls n:5<|\"|>}"), "call:bash{command:ls n:5\"}", "!"},
+        {TOOLS, CALL("call:bash{n:5<|\"|>}"), "call:bash{n:5\"}", "!"},
+        {BOTH, CALL("call:bash{command:" STR("say " STR("hi, you") " now") ",n:1}"), "", "bash{\"command\":\"say \\\"hi, you\\\" now\",\"n\":1} ~"},
+        {BOTH, CALL("call:bash{list:[" STR("say " STR("hi")) "," STR("b") "]}"), "", "bash{\"list\":[\"say \\\"hi\\\"\",\"b\"]} ~"},
+        {BOTH, CALL("call:bash{any:" STR("d={" STR("a") ":[" STR("b") "]}") "}"), "", "bash{\"any\":\"d={\\\"a\\\":[\\\"b\\\"]}\"} ~"},
+        {BOTH, CALL("call:bash{command:" STR("say " STR("hi") ",any:" STR("x")) "}"), "call:bash{command:\"say \"hi\",any:\"x\"\"}", "!"},
+        {BOTH, CALL("call:bash{command:<|\"|>x,list:[" STR("a") "],any:[" STR("b") "]}"), "call:bash{command:\"x,list:[\"a\"],any:[\"b\"]}", "!"},
+        {BOTH, CALL("call:bash{list:[" STR("say <|\"|>hi") "," STR("b") "]}"), "call:bash{list:[\"say \"hi\",\"b\"]}", "!"},
         /* No opening token. */
         {TOOLS, "call:bash{n:1}", "", "bash{\"n\":1} ~"},
         {TOOLS, THOUGHT "\ncall:bash {n:1}<tool_call|>", "", "bash{\"n\":1} ~"},
