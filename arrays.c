@@ -98,27 +98,25 @@ static int has_contains(const Place *p) {
     return 0;
 }
 
-/* Makes the place of item i, whose `part` the caller frees: what each schema has for the
- * item.  Returns 0 where a schema forbids the item, or has a prefix and asks for no item behind
- * it (schema.h); else 1. */
+/* Makes the place of item i, whose `part` the caller frees: what each schema has for the item.
+ * Returns 0 where a schema forbids the item, or one has a prefix and none of the place asks for an
+ * item behind it (schema.h); else 1. */
 static int item_place(const Compiler *c, const Place *p, int i, Place *item) {
-    int allowed = 1;
+    int allowed = 1, has_prefix = 0, is_asked_for = has_contains(p);
     *item = (Place){0};
     for (int k = 0; k < p->n; k++) {
-        const cJSON *schema = p->part[k].schema, *items = json_field(schema, "items");
-        const cJSON *prefix = json_field(schema, "prefixItems");
-        const cJSON *own = schema_of_item(schema, i);
+        const cJSON *schema = p->part[k].schema, *own = schema_of_item(schema, i);
         if (p->part[k].marks & NEGATED) continue;
-        if (cJSON_IsArray(items)) prefix = items;
-        int is_behind = prefix && i >= cJSON_GetArraySize(prefix) && i >= min_items(schema);
-        int nobody_asks = !own && is_behind;
-        if (p->part[k].marks & TESTS || has_contains(p)) nobody_asks = 0;
         if (own) add_part(item, own, 0);
-        if (cJSON_IsFalse(own) || nobody_asks) allowed = 0;
+        if (cJSON_IsFalse(own)) allowed = 0;
         if (cJSON_IsFalse(json_field(schema, "unevaluatedItems")) && !is_evaluated(c, p, schema, i))
             allowed = 0;
+        if (p->part[k].marks & TESTS) continue;
+        if (json_field(schema, "prefixItems") || cJSON_IsArray(json_field(schema, "items")))
+            has_prefix = 1;
+        if (own || i < min_items(schema)) is_asked_for = 1;
     }
-    return allowed;
+    return allowed && (is_asked_for || !has_prefix);
 }
 
 static int may_have_item(const Compiler *c, const Place *p, int i) {
