@@ -685,8 +685,39 @@ static int get_batch(const cJSON **o, Request *r, Error *err) {
     return fail(err, "body: %s", body ? "not an object" : "missing");
 }
 
+/* Whether U+FFFD stands in a string or a key of v, but for those in the tree `messages`. */
+static int has_replacement(const cJSON *v, const cJSON *messages) {
+    static const char replacement[] = "\xef\xbf\xbd";
+    const cJSON *child;
+    if (v == messages) return 0;
+    if (v->string && strstr(v->string, replacement)) return 1;
+    if (cJSON_IsString(v) && strstr(v->valuestring, replacement)) return 1;
+    cJSON_ArrayForEach(child, v)
+        if (has_replacement(child, messages)) return 1;
+    return 0;
+}
+
+/* Parses a request's text.  In messages, as in the output of a tool, a NUL character becomes
+ * U+FFFD, with a warning; it is an error elsewhere, as in a schema.  Then a U+FFFD there is refused
+ * as well: it may have been a NUL. */
+static cJSON *parse_text(const char *text, size_t n, Buf *warnings, Error *err) {
+    char *mended = json_without_nul(text, n);
+    cJSON *o = json_object(mended ? mended : text, n, err);
+    const cJSON *body = json_field(o, "body"), *messages = json_field(o, "messages");
+    if (!messages) messages = json_field(body, "messages");
+    if (mended && o && has_replacement(o, messages)) {
+        fail(err, "a NUL character outside of messages");
+        cJSON_Delete(o);
+        o = NULL;
+    }
+    if (mended) buf_puts(warnings, "a NUL character (\\u0000) became U+FFFD\n");
+    free(mended);
+    return o;
+}
+
 int request_parse(const Engine *e, const char *text, size_t n, Request *r, Error *err) {
-    *r = (Request){.json = json_object(text, n, err), .n = 1, .stream = e->stream};
+    *r = (Request){.n = 1, .stream = e->stream};
+    r->json = parse_text(text, n, &r->warnings, err);
     const cJSON *o = r->json;
     if (!o || get_batch(&o, r, err)) return -1;
     if (check_fields(o, r, err) || get_sampling(e, o, r, err) || get_limits(e, o, r, err) ||

@@ -165,6 +165,8 @@ static void test_arguments_in_history(void **state) {
         {"\"{\\\"x\\\": 1, \\\"a\\\": \\\"b\\\"}\"", "call:f{a:<|\"|>b<|\"|>,x:1}"},
         {"\"{\\\"x\\\": \\\"abc\"", "call:f{{\"x\": \"abc}"},                       /* cut */
         {"\"{x:1}\"", "call:f{{x:1}}"},
+        {"\"\\\"{\\\\\\\"x\\\\\\\": 1}\\\"\"", "call:f{x:1}"},                        /* JSON twice */
+        {"\"{\\\"a\\\\u0000\\\": 1}\"", "call:f{a\xef\xbf\xbd:1}"},
         {"\"<|tool_call>\"", "call:f{<|tool_call>}"},
         {"\"[1, 2]\"", "call:f{[1, 2]}"},
         {"\"5\"", "call:f{5}"},

@@ -271,7 +271,7 @@ BAD_LINES = [
     ('null', 'null', 'JSON'),
     ('two objects', json.dumps(ask()) + json.dumps(ask()), 'JSON'),
     ('text behind', json.dumps(ask()) + ' x', 'JSON'),
-    ('NUL', '{"messages": [{"role": "user", "content": "a\\u0000b"}]}', ''),
+    ('NUL', '{"messages": [{"role": "user", "content": "a"}], "stop": "\\u0000"}', 'a NUL character outside of messages'),
     ('raw NUL', '{"messages": [{"role": "user", "content": "a\0b"}]}', ''),
     ('no messages', '{}', 'messages'),
     ('messages are text', '{"messages": "hi"}', 'messages'),

@@ -39,6 +39,18 @@ def called(message):
 
 # ---------------------------------------------------------------------------------------------- text of other kinds
 
+def test_nul(odd):
+    """In messages it becomes U+FFFD, and a warning says so; elsewhere it is an error."""
+    request = {'messages': [dict(HI, content='a\0b\\\\u0000')], 'max_tokens': 1}
+    assert 'a\ufffdb\\\\u0000' in render(request)
+    for given in (request, {'custom_id': '1', 'body': request}):
+        got = one(odd, given)
+        got = got.get('response', {}).get('body', got)
+        assert got['choices'][0]['warnings'][0] == 'a NUL character (\\u0000) became U+FFFD'
+    got, = jsonl(odd, dict(request, stop='\0'), status=1)
+    assert got['error']['message'] == 'a NUL character outside of messages'
+
+
 def test_half_a_surrogate_pair(odd):
     """As JSON.stringify writes a cut emoji."""
     for text, want in [(r'"a\ud83d"', 'a\ufffd'), (r'"\udc4d b"', '\ufffd b'), (r'"\ud83d\ud83d\ude00"', '\ufffd\U0001f600'),
