@@ -680,6 +680,9 @@ static int get_batch(const cJSON **o, Request *r, Error *err) {
     r->custom_id = id ? json_text(id) : xstrdup("null");
     if (id && !cJSON_IsString(id) && !cJSON_IsNumber(id))
         return fail(err, "custom_id: not a string or a number");
+    const char *url = json_string(*o, "url");
+    if (url && !strstr(url, "chat/completions"))
+        return fail(err, "url: must be /v1/chat/completions");
     *o = body;
     if (cJSON_IsObject(body)) return 0;
     return fail(err, "body: %s", body ? "not an object" : "missing");

@@ -304,6 +304,7 @@ BAD_LINES = [
     ('parallel', ask(tools=[TOOL], parallel_tool_calls=1), 'parallel_tool_calls'),
     ('budget', ask(thinking_token_budget='x'), 'thinking_token_budget'),
     ('batch without a body', {'custom_id': 'a', 'body': 5}, 'body'),
+    ('batch of something else', {'custom_id': 'a', 'url': '/v1/embeddings', 'body': ask()}, 'url: must be /v1/chat/completions'),
     ('stream in a batch', {'custom_id': 'a', 'body': ask(stream=True)}, 'stream'),
     ('functions', ask(functions=[{'name': 'f'}]), 'functions'),
     ('logit_bias list', ask(logit_bias=[[5, 1]]), 'logit_bias: not an object'),
