@@ -861,7 +861,10 @@ static int put_message(Writer *w, const cJSON *message, const char *role, const 
     /* 3. The turn's end, unless the turn goes on: with the rest of a last message, the results that
      * the calls wait for, another assistant message, or the answer to the results. */
     while (has_role(next, "tool")) next = next->next;
-    if (is_continued(w, message)) return 0;
+    if (is_continued(w, message)) {
+        w->out->continued = text_before;
+        return 0;
+    }
     if (w->last == CALL && !n_responses) return put_control(w, "<|tool_response>");
     if (is_model && has_role(next, "assistant")) return 0;
     if (n_responses && !has && !next) return 0;

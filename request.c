@@ -659,8 +659,8 @@ static int get_schema(const Engine *e, const cJSON *o, Request *r, Error *err) {
     if ((r->schema || r->must_call) && (r->g.min_tokens || r->g.ignore_eos))
         buf_printf(&r->warnings, "%s had no effect: a schema ends the answer\n",
                    r->g.min_tokens ? "min_tokens" : "ignore_eos");
-    if (r->g.chat.continue_final && (r->schema || r->must_call))
-        return fail(err, "continue_final_message: not beside a schema or a demanded call");
+    if (r->g.chat.continue_final && r->must_call)
+        return fail(err, "continue_final_message: not beside a demanded call");
     return 0;
 }
 

@@ -182,6 +182,22 @@ def test_prefix(odd):
     assert got['usage']['prompt_tokens'] == len(ids) and got['usage']['completion_tokens'] == 8
 
 
+@pytest.mark.parametrize('begun', ['{', ' {"na', '{"name":\n', '{"name": "x\\u00', '{"name": "\u00e9", "age": 1', '{"name": "x", "age": 10}'])
+def test_prefix_of_a_schema(odd, begun):
+    """The message and the answer are a value together, also at the least limit; without one that is said."""
+    schema = {'type': 'object', 'properties': {'name': {'type': 'string', 'maxLength': 5}, 'age': {'type': 'integer', 'maximum': 99}},
+              'required': ['name', 'age']}
+    request = ask([HI, {'role': 'assistant', 'content': begun, 'prefix': True}], temperature=3, top_k=0, top_p=1, format=schema)
+    for limit in (8, 60):
+        for seed in range(3):
+            got, = jsonl(odd, dict(request, max_tokens=limit, seed=seed), status=None)
+            if 'error' in got:
+                assert limit == 8 and 'needs at least' in got['error']['message']
+                continue
+            value = json.loads(begun.strip() + content(got))
+            assert list(value) == ['name', 'age'] and len(value['name']) <= 5 and value['age'] <= 99
+
+
 # ---------------------------------------------------------------------------------------------- limits, ends, penalties
 
 def test_no_limit(counter):
