@@ -107,6 +107,7 @@ ZOD_TIME = (r'^(?:(?:\d\d[2468][048]|\d\d[13579][26]|\d\d0[48]|[02468][048]00|[1
     ({'type': 'string', 'format': 'ipvanyaddress'}, ['"10.0.0.1"', '"::1"'], ['"10.0.0"']),
     ({'type': 'string', 'format': 'iri'}, ['"https://exämple.de/ü?q=é#ö"'], ['"/ü"', '"a b:c"']),
     ({'type': 'string', 'format': 'iri-reference'}, ['"/ü"', '"#é"'], ['"a b"']),
+    ({'type': 'string', 'format': 'idn-hostname'}, ['"www.exämple.de"', '"실례.테스트"', '"a-1.com"'], ['"a..b"', '"-ä.de"', '"ä b"', '""']),
     ({'type': 'string', 'format': 'idn-email'}, ['"müller@exämple.de"', '"실례@실례.테스트"'], ['"ä..b@c.de"', '"ä@-b.de"']),
     ({'type': 'string', 'format': 'url'}, ['"https://a.b:80/c?d#e"'], ['"mailto:a@b"', '"http:///a"']),
     ({'type': 'string', 'format': 'iso-date-time'}, ['"2024-02-29T00:00:00"', '"2024-02-29T00:00:00+01:00"'], ['"2023-02-29T00:00:00"']),
