@@ -22,7 +22,7 @@ enum {
     ROUND_BRACKETS = 1, EQUALS = 2, COLONS = 4, QUOTES = 8, BARE_WORD = 16, PYTHON_WORD = 32,
     MISSING_COMMA = 64, MISSING_CLOSER = 128, LAST_COMMA = 256, NO_CALL = 512, QUOTED_KEY = 1024,
     AS_STRING = 2048, NO_BRACKETS = 4096, EXTRA_BRACKETS = 8192, AS_JSON = 16384,
-    NO_OPENING_QUOTE = 32768, INNER_QUOTES = 65536,
+    NO_OPENING_QUOTE = 32768, INNER_QUOTES = 65536, OTHER_CASE = 131072, IN_STRING = 262144,
 };
 
 /* The warnings about mends, in the order of their bits. */
@@ -37,6 +37,8 @@ static const char *const mend_text[] = {
     "missing brackets of the arguments were added", "brackets too many were dropped",
     "JSON was read as a call", "a missing opening <|\"|> was added",
     "<|\"|> inside of a string was read as a quotation mark",
+    "its name was in letters of the other case",
+    "a string was read as the value in it, as its schema says",
 };
 
 void calls_free(ToolCall *calls, int n) {
@@ -78,7 +80,7 @@ typedef struct {
     const char *p, *end;                /* what is left to read */
     Buf out;                            /* the arguments as JSON */
     const char *why;                    /* why the call cannot be read */
-    int mends;                          /* bits ROUND_BRACKETS … INNER_QUOTES */
+    int mends;                          /* bits ROUND_BRACKETS … IN_STRING */
     int closed, constrained;            /* CALL_CLOSED and CALL_CONSTRAINED of call_read */
     const cJSON *root;                  /* the schema of the tool's parameters; NULL: not known */
     Buf names;                          /* the keys so far of all open objects, each 0-terminated */
@@ -271,10 +273,12 @@ static int read_single_quoted(CallReader *r, Buf *text) {
     return 1;
 }
 
-/* A string between other quotation marks: `…`, “…” or ‘…’.  It has no escapes. */
+/* A string between other quotation marks: `…`, “…”, ‘…’, FunctionGemma's <escape>, or something
+ * like the name of the control token, spelt out.  It has no escapes. */
 static int read_otherwise_quoted(CallReader *r, Buf *text) {
     static const char *const marks[][2] = {
         {"`", "`"}, {"\xe2\x80\x9c", "\xe2\x80\x9d"}, {"\xe2\x80\x98", "\xe2\x80\x99"},
+        {"<escape>", "<escape>"}, {"<|\"|>", "<|\"|>"}, {"<|\">", "<|\">"}, {"<|'|>", "<|'|>"},
     };
     for (size_t i = 0; i < sizeof marks / sizeof *marks; i++) {
         size_t n = strlen(marks[i][0]);
@@ -588,6 +592,23 @@ static int read_quoted_value(CallReader *r, Buf *text) {
 
 static int read_members(CallReader *r, const cJSON *schema);
 
+/* Whether the schema admits no string, but a value whose JSON is the string text[0..n).  Writes it
+ * then. */
+static int read_in_string(CallReader *r, const cJSON *schema, const char *text, size_t n) {
+    static const char *const types[] = {"number", "boolean", "array", "object"};
+    if (r->constrained || !schema || admits(r, schema, "string", 0)) return 0;
+    cJSON *v = json_value(text, n, NULL);
+    int fits = 0;
+    for (int i = 0; v && i < 4; i++)
+        fits |= is_of_type(v, types[i]) && admits(r, schema, types[i], 0);
+    char *json = fits ? json_text(v) : NULL;
+    if (fits) buf_puts(&r->out, json);
+    if (fits) r->mends |= IN_STRING;
+    free(json);
+    cJSON_Delete(v);
+    return fits;
+}
+
 /* Reads a value.  schema: that of the value; object: that of the object or list around it.  *string
  * becomes 1 if the value is a string between quotes, -1 if it is one whose end is not certain, 0
  * otherwise. */
@@ -597,7 +618,8 @@ static int read_value(CallReader *r, const cJSON *schema, const cJSON *object, i
     int is_string = c == CALL_QUOTE ? read_quoted_value(r, &text) : read_string(r, &text);
     *string = 0;
     if (is_string > 0) {
-        json_quote(&r->out, text.data, text.len);
+        if (!read_in_string(r, schema, text.data, text.len))
+            json_quote(&r->out, text.data, text.len);
         *string = ends_like_a_key(text.data, text.len) ? -1 : 1;
     }
     buf_free(&text);
@@ -774,6 +796,20 @@ static const cJSON *tool_at(const cJSON *tools, const char *s, size_t n) {
     return tool;
 }
 
+/* The name of the only tool that s[0..n) names if capitals do not count; NULL: there is none, or
+ * more than one. */
+static const char *tool_in_other_case(const cJSON *tools, const char *s, size_t n) {
+    const cJSON *tool;
+    const char *found = NULL;
+    cJSON_ArrayForEach(tool, tools) {
+        const char *name = json_string(json_field(tool, "function"), "name");
+        if (!name || strlen(name) != n || strncasecmp(name, s, n)) continue;
+        if (found) return NULL;
+        found = name;
+    }
+    return found;
+}
+
 /* Returns the length of what models put in front of the name of a tool as if it were a namespace,
  * with its separator; 0 where s[0..n) does not begin so. */
 static size_t namespace_length(const cJSON *tools, const char *s, size_t n) {
@@ -815,6 +851,12 @@ static int read_head(CallReader *r, const cJSON *tools, Buf *name) {
     size_t n = without_blanks(from, p);
     if (n) trim_name(r, tools, &from, &n);
     const cJSON *tool = tool_at(tools, from, n);
+    const char *other = tool || r->constrained ? NULL : tool_in_other_case(tools, from, n);
+    if (other) {
+        from = other;
+        tool = tool_at(tools, from, n);
+        r->mends |= OTHER_CASE;
+    }
     r->root = json_field(tool, "parameters");
     int needs_some = cJSON_GetArraySize(json_field(r->root, "required")) > 0;
     if (p == r->end && (!r->closed || !tool || needs_some)) return give_up(r, "no arguments");

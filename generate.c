@@ -119,8 +119,8 @@ static int next_id(const Generation *g, const Engine *e, Sampler *sampler, const
 static int leave_room(const Engine *e, const Generation *g, Error *err) {
     int state = guide_begin(g);
     if (state < 0)
-        return fail(err, "continue_final_message: no answer that the schema allows begins with this "
-                    "message");
+        return fail(err, "continue_final_message: no answer that the schema allows begins with "
+                    "this message");
     int needed = schema_distance(g->schema, state);
     int64_t room = session_context(e->session) - g->n_ids + 1;
     if (g->max_tokens >= 0 && g->max_tokens < needed)

@@ -312,6 +312,7 @@ static void test_mends(void **state) {
         {BOTH, CALL("{\"name\": \"bash\", \"arguments\": {\"n\": 1.50}}"), "", "bash{\"n\":1.50} ~"},
         {BOTH, CALL("[{\"type\": \"function\", \"function\": {\"name\": \"bash\", \"arguments\": \"{\\\"n\\\": 1}\"}}]"), "", "bash{\"n\":1} ~"},
         {TOOLS, CALL("call:" STR("bash") "{n:1}"), "", "bash{\"n\":1} ~"},
+        {TOOLS, CALL("call:Bash{n:1}"), "", "bash{\"n\":1} ~"},
         {BOTH, CALL("{\"name\": \"bash\", \"n\": 1}"), "{\"name\": \"bash\", \"n\": 1}", "!"},
         /* Two calls, the tokens between them missing. */
         {BOTH, CALL("call:bash{n:1}call:bash{n:2}"), "", "bash{\"n\":1} bash{\"n\":2} ~"},
@@ -334,6 +335,7 @@ static void test_mends(void **state) {
         {BOTH, CALL("call:bash{command:'ls}"), "call:bash{command:'ls}", "!"},
         {BOTH, CALL("call:bash{command:\"say \"hi\"\"}"), "call:bash{command:\"say \"hi\"\"}", "!"},
         {BOTH, CALL("call:bash{command:`ls`}"), "", "bash{\"command\":\"ls\"} ~"},
+        {BOTH, CALL("call:bash{command:<escape>ls<escape>,any:<|\">x<|\">}"), "", "bash{\"command\":\"ls\",\"any\":\"x\"} ~"},
         {BOTH, CALL("call:bash{command:\xe2\x80\x9cls\xe2\x80\x9d,any:\xe2\x80\x98x\xe2\x80\x99}"), "", "bash{\"command\":\"ls\",\"any\":\"x\"} ~"},
         {BOTH, CALL("call:bash{list:['a','b, c'],'n':1}"), "", "bash{\"list\":[\"a\",\"b, c\"],\"n\":1} ~"},
         {BOTH, CALL("call:bash{command: 'Dear Ann, first: hello {name}'}"), "", "bash{\"command\":\"Dear Ann, first: hello {name}\"} ~"},
@@ -377,6 +379,12 @@ static void test_mends(void **state) {
         {NO_TOOLS, CALL("call:bash{command:True,ok:False,any:None}"), "", "bash{\"command\":true,\"ok\":false,\"any\":null} ~"},
         {TOOLS, CALL("call:bash{command:True,ok:False,any:None}"), "", "bash{\"command\":\"True\",\"ok\":false,\"any\":null} ~"},
         {TOOLS, CALL("call:bash{zip:null,command:null,list:[true,1]}"), "", "bash{\"zip\":null,\"command\":null,\"list\":[\"true\",\"1\"]} ~"},
+        /* Values in strings, where the schema has no string. */
+        {TOOLS, CALL("call:bash{n:" STR("5") ",ok:" STR("true") ",list:" STR("[\"a\"]") ",o:" STR("{\"s\": \"x\"}") "}"), "",
+         "bash{\"n\":5,\"ok\":true,\"list\":[\"a\"],\"o\":{\"s\":\"x\"}} ~"},
+        {TOOLS, CALL("call:bash{n:" STR("five") ",ok:" STR("yes") ",any:" STR("5") ",zip:" STR("5") "}"), "",
+         "bash{\"n\":\"five\",\"ok\":\"yes\",\"any\":\"5\",\"zip\":\"5\"} "},
+        {NO_TOOLS, CALL("call:bash{n:" STR("5") "}"), "", "bash{\"n\":\"5\"} "},
         /* Commas. */
         {BOTH, CALL("call:bash{command:" STR("look") "n:90}"), "", "bash{\"command\":\"look\",\"n\":90} ~"},
         {BOTH, CALL("call:bash{command:" STR("look") " n:90}"), "", "bash{\"command\":\"look\",\"n\":90} ~"},
