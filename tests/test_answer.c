@@ -125,10 +125,10 @@ static void test_answers(void **state) {
         {BOTH, "thought<channel|>Hello", "Hello", ""},
         {BOTH, "thought\n" THOUGHT "Hello", "Hello", "Let me see."},
         {ON, "thought\nLet me see.\n<channel|>Hello", "Hello", "Let me see."},
-        {OFF, "thought\nis free", "thought\nis free", ""},
+        {OFF | STRAY, "thought\nis free", "thought\nis free", ""},
         {BOTH, "thought\nLet me see.\n<channel|>Hello", "Hello", "Let me see."},
         {BOTH, "thought\nLet me see.\n" THOUGHT "Hello", "Hello", "Let me see.\nLet me see."},
-        {OFF, "thought\nthought\n", "thought\nthought\n", ""},
+        {OFF | STRAY, "thought\nthought\n", "thought\nthought\n", ""},
         {BOTH, "\n thought\r\nHm.\n<channel|>Hello", "Hello", "Hm."},
         {BOTH, "thought\nOne.\n<channel|>thought\nTwo.\n<channel|>Hello", "Hello", "One.\nTwo."},
         {BOTH, "<|channel>thought Hm.<channel|>Hello", "Hello", "Hm."},
@@ -141,7 +141,7 @@ static void test_answers(void **state) {
         {BOTH, "<|turn>models", "models", ""},
         {BOTH, "<|turn>mod", "", ""},
         {BOTH, "<|turn>model\nmodel\n", "model\n", ""},
-        {OFF, "thought\n", "thought\n", ""},
+        {OFF | STRAY, "thought\n", "thought\n", ""},
         {BOTH, "thought", "thought", ""},
         {BOTH, "tho", "tho", ""},
         {BOTH, "tho<channel|>ught\n", "thought\n", ""},
@@ -470,6 +470,8 @@ static void test_warnings(void **state) {
         {CALL("f") CALL("call:g{"), "a tool call could not be read and was left as text: no arguments\n"
          "the call of g was mended: missing closing brackets were added\n"},
         {"<|channel>thought\nHm", "the thought did not end: there is no answer\n"},
+        {"thought\nHm", "the answer may be a thought: it begins with the header of one\n"},
+        {"thoughts", ""},
         {"Hello<|channel>thought\nHm", ""},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {

@@ -436,7 +436,8 @@ def test_parse_options(tmp_path):
     assert parse('Hm.\n<channel|>Hi', '--open-thought')['reasoning_content'] == 'Hm.'
     assert parse('thought\nHm.', '--think') == {'role': 'assistant', 'content': '', 'reasoning_content': 'Hm.',
                                               'warnings': ['the thought did not end: there is no answer']}
-    assert parse('thought\nHm.') == {'role': 'assistant', 'content': 'thought\nHm.'}
+    assert parse('thought\nHm.') == {'role': 'assistant', 'content': 'thought\nHm.',
+                                     'warnings': ['the answer may be a thought: it begins with the header of one']}
     tools = tmp_path / 'tools.json'
     tools.write_text('[{"name": "sh", "inputSchema": {"properties": {"c": {"type": "string"}}}}]')
     assert called(parse('<channel|>call:sh{c:5}', '--tools', tools)) == [('sh', {'c': '5'})]
