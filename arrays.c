@@ -6,6 +6,8 @@
  * and behind one. */
 #include "compile.h"
 
+#include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -128,6 +130,29 @@ static int may_have_item(const Compiler *c, const Place *p, int i) {
 
 /* ---- items that are all different ---- */
 
+/* Adds the whole numbers between the bounds of the place's schemas to `all`, the bounds too,
+ * unless these are far apart.  Returns 1; 0: they are, or one is missing. */
+static int add_integers(const Place *p, cJSON *all) {
+    static const char *const least[] = {"minimum", "exclusiveMinimum"};
+    static const char *const most[] = {"maximum", "exclusiveMaximum"};
+    double lo = -HUGE_VAL, hi = HUGE_VAL;
+    for (int i = 0; i < 2 * p->n; i++) {
+        const Part *part = &p->part[i / 2];
+        const cJSON *from = json_field(part->schema, least[i % 2]);
+        const cJSON *to = json_field(part->schema, most[i % 2]);
+        if (part->marks & (NEGATED | TESTS)) continue;
+        if (cJSON_IsNumber(from)) lo = fmax(lo, ceil(from->valuedouble));
+        if (cJSON_IsNumber(to)) hi = fmin(hi, floor(to->valuedouble));
+    }
+    if (fabs(lo) > 1e9 || hi - lo >= 2 * MAX_UNIQUE) return 0;
+    for (int v = (int)lo; v <= (int)hi; v++) {
+        char text[16];
+        int n = snprintf(text, sizeof text, "%d", v);
+        cJSON_AddItemToArray(all, json_value(text, (size_t)n, NULL));
+    }
+    return 1;
+}
+
 /* The values of a place as a new list that the caller frees.  NULL where there are more than
  * MAX_UNIQUE, or where they cannot be told. */
 static cJSON *values_of(Compiler *c, const Place *place) {
@@ -151,6 +176,7 @@ static cJSON *values_of(Compiler *c, const Place *place) {
         cJSON_AddItemToArray(all, cJSON_CreateTrue());
         cJSON_AddItemToArray(all, cJSON_CreateFalse());
     }
+    if (!known && !(mask & ~(T_INTEGER | T_NULL))) known = add_integers(&p, all);
     cJSON_AddItemToArray(all, cJSON_CreateNull());      /* `nullable` may stand beside an enum */
     /* 2. Those that satisfy the place, each once. */
     cJSON_ArrayForEach(v, all) {
@@ -227,7 +253,8 @@ static int unique_array(const Array *a, const Place *p, const cJSON *schema,
     for (int i = 0; i <= a->n_prefix && i < a->max && !bad; i++) bad = add_values(&u, p, i, all);
     if (bad)
         wrong(c, schema, "uniqueItems",
-              "supported for enums, constants and booleans of at most 16 values");
+              "supported for enums, constants, booleans and bounded integers of at most 16 "
+              "values");
     /* 2. A routine for each value, and one for the comma. */
     Choice choice = {.value = xcalloc(MAX_UNIQUE, sizeof(int)), .comma = new_routine(s)};
     set_entry(s, choice.comma, put_range(s, ',', ',', spaced(c, program_ret(s))));

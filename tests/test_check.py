@@ -118,6 +118,7 @@ ZOD_TIME = (r'^(?:(?:\d\d[2468][048]|\d\d[13579][26]|\d\d0[48]|[02468][048]00|[1
     (properties(['a', 'b'], a={'$ref': 'b#/$defs/C'}, b={'$ref': '/x/b#n'}) | {'$id': 'https://e.com/x/a', '$defs': {
         'B': {'$id': 'b', 'type': 'integer', '$defs': {'C': {'type': 'null'}, 'D': {'$anchor': 'n', 'type': 'boolean'}}}}},
      ['{"a": null, "b": true}'], ['{"a": 1, "b": true}', '{"a": null, "b": 1}']),
+    ({'items': {'type': 'integer', 'minimum': 0, 'exclusiveMaximum': 7}, 'uniqueItems': True}, ['[0, 6]', '[]', '[6, 5, 4, 3, 2, 1, 0]'], ['[1, 1]', '[7]']),
     ({'$ref': '#/$defs/t', 'prefixItems': [{'type': 'string'}], '$defs': {'t': {'prefixItems': [{}, {'type': 'integer'}]}}}, ['["a", 1]'], ['[1, 1]', '["a", "b"]', '["a", 1, 1]']),
     ({'allOf': [{'prefixItems': [{'minimum': 3}]}, {'maxItems': 2}], 'items': {'type': 'integer'}}, ['[3, 1]'], ['[1, 3]', '[3, 1, 1]']),
     ({'prefixItems': [{'type': 'string'}], 'allOf': [{'prefixItems': [True, {'type': 'null'}]}], 'unevaluatedItems': False}, ['["a", null]'], ['["a", null, 1]']),
