@@ -433,6 +433,9 @@ void answer_feed(Answer *a, int id, Buf *content, Buf *thought) {
 void answer_end(Answer *a, Buf *content, Buf *thought) {
     take_partial(a, 1, content, thought);
     if (a->part == ANSWER_CALL) end_call(a, 0, content, thought);
+    int may_be_header = a->part == ANSWER_BEGIN && !a->shown && a->held.len &&
+                        header_length(a->held.data, a->held.len) > 0;
+    if (may_be_header) warn(a, "the answer may be a thought: it begins with the header of one\n");
     if (a->part == ANSWER_BEGIN) release(a, ANSWER_CONTENT, content, thought);
     if (a->part == ANSWER_THOUGHT && a->held.len) release(a, ANSWER_THOUGHT, content, thought);
     if (a->part == ANSWER_THOUGHT && a->newline) buf_puts(thought, "\n");

@@ -6,6 +6,8 @@
  * and behind one. */
 #include "compile.h"
 
+#include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -98,27 +100,25 @@ static int has_contains(const Place *p) {
     return 0;
 }
 
-/* Makes the place of item i, whose `part` the caller frees: what each schema has for the
- * item.  Returns 0 where a schema forbids the item, or has a prefix and asks for no item behind
- * it (schema.h); else 1. */
+/* Makes the place of item i, whose `part` the caller frees: what each schema has for the item.
+ * Returns 0 where a schema forbids the item, or one has a prefix and none of the place asks for an
+ * item behind it (schema.h); else 1. */
 static int item_place(const Compiler *c, const Place *p, int i, Place *item) {
-    int allowed = 1;
+    int allowed = 1, has_prefix = 0, is_asked_for = has_contains(p);
     *item = (Place){0};
     for (int k = 0; k < p->n; k++) {
-        const cJSON *schema = p->part[k].schema, *items = json_field(schema, "items");
-        const cJSON *prefix = json_field(schema, "prefixItems");
-        const cJSON *own = schema_of_item(schema, i);
+        const cJSON *schema = p->part[k].schema, *own = schema_of_item(schema, i);
         if (p->part[k].marks & NEGATED) continue;
-        if (cJSON_IsArray(items)) prefix = items;
-        int is_behind = prefix && i >= cJSON_GetArraySize(prefix) && i >= min_items(schema);
-        int nobody_asks = !own && is_behind;
-        if (p->part[k].marks & TESTS || has_contains(p)) nobody_asks = 0;
         if (own) add_part(item, own, 0);
-        if (cJSON_IsFalse(own) || nobody_asks) allowed = 0;
+        if (cJSON_IsFalse(own)) allowed = 0;
         if (cJSON_IsFalse(json_field(schema, "unevaluatedItems")) && !is_evaluated(c, p, schema, i))
             allowed = 0;
+        if (p->part[k].marks & TESTS) continue;
+        if (json_field(schema, "prefixItems") || cJSON_IsArray(json_field(schema, "items")))
+            has_prefix = 1;
+        if (own || i < min_items(schema)) is_asked_for = 1;
     }
-    return allowed;
+    return allowed && (is_asked_for || !has_prefix);
 }
 
 static int may_have_item(const Compiler *c, const Place *p, int i) {
@@ -129,6 +129,29 @@ static int may_have_item(const Compiler *c, const Place *p, int i) {
 }
 
 /* ---- items that are all different ---- */
+
+/* Adds the whole numbers between the bounds of the place's schemas to `all`, the bounds too,
+ * unless these are far apart.  Returns 1; 0: they are, or one is missing. */
+static int add_integers(const Place *p, cJSON *all) {
+    static const char *const least[] = {"minimum", "exclusiveMinimum"};
+    static const char *const most[] = {"maximum", "exclusiveMaximum"};
+    double lo = -HUGE_VAL, hi = HUGE_VAL;
+    for (int i = 0; i < 2 * p->n; i++) {
+        const Part *part = &p->part[i / 2];
+        const cJSON *from = json_field(part->schema, least[i % 2]);
+        const cJSON *to = json_field(part->schema, most[i % 2]);
+        if (part->marks & (NEGATED | TESTS)) continue;
+        if (cJSON_IsNumber(from)) lo = fmax(lo, ceil(from->valuedouble));
+        if (cJSON_IsNumber(to)) hi = fmin(hi, floor(to->valuedouble));
+    }
+    if (fabs(lo) > 1e9 || hi - lo >= 2 * MAX_UNIQUE) return 0;
+    for (int v = (int)lo; v <= (int)hi; v++) {
+        char text[16];
+        int n = snprintf(text, sizeof text, "%d", v);
+        cJSON_AddItemToArray(all, json_value(text, (size_t)n, NULL));
+    }
+    return 1;
+}
 
 /* The values of a place as a new list that the caller frees.  NULL where there are more than
  * MAX_UNIQUE, or where they cannot be told. */
@@ -153,6 +176,7 @@ static cJSON *values_of(Compiler *c, const Place *place) {
         cJSON_AddItemToArray(all, cJSON_CreateTrue());
         cJSON_AddItemToArray(all, cJSON_CreateFalse());
     }
+    if (!known && !(mask & ~(T_INTEGER | T_NULL))) known = add_integers(&p, all);
     cJSON_AddItemToArray(all, cJSON_CreateNull());      /* `nullable` may stand beside an enum */
     /* 2. Those that satisfy the place, each once. */
     cJSON_ArrayForEach(v, all) {
@@ -229,7 +253,8 @@ static int unique_array(const Array *a, const Place *p, const cJSON *schema,
     for (int i = 0; i <= a->n_prefix && i < a->max && !bad; i++) bad = add_values(&u, p, i, all);
     if (bad)
         wrong(c, schema, "uniqueItems",
-              "supported for enums, constants and booleans of at most 16 values");
+              "supported for enums, constants, booleans and bounded integers of at most 16 "
+              "values");
     /* 2. A routine for each value, and one for the comma. */
     Choice choice = {.value = xcalloc(MAX_UNIQUE, sizeof(int)), .comma = new_routine(s)};
     set_entry(s, choice.comma, put_range(s, ',', ',', spaced(c, program_ret(s))));

@@ -22,6 +22,7 @@ enum {
     ROUND_BRACKETS = 1, EQUALS = 2, COLONS = 4, QUOTES = 8, BARE_WORD = 16, PYTHON_WORD = 32,
     MISSING_COMMA = 64, MISSING_CLOSER = 128, LAST_COMMA = 256, NO_CALL = 512, QUOTED_KEY = 1024,
     AS_STRING = 2048, NO_BRACKETS = 4096, EXTRA_BRACKETS = 8192, AS_JSON = 16384,
+    NO_OPENING_QUOTE = 32768, INNER_QUOTES = 65536, OTHER_CASE = 131072, IN_STRING = 262144,
 };
 
 /* The warnings about mends, in the order of their bits. */
@@ -34,7 +35,10 @@ static const char *const mend_text[] = {
     "a missing `call:` was added", "quotes around a key were dropped",
     "a value without quotes was read as a string, as its schema says",
     "missing brackets of the arguments were added", "brackets too many were dropped",
-    "JSON was read as a call",
+    "JSON was read as a call", "a missing opening <|\"|> was added",
+    "<|\"|> inside of a string was read as a quotation mark",
+    "its name was in letters of the other case",
+    "a string was read as the value in it, as its schema says",
 };
 
 void calls_free(ToolCall *calls, int n) {
@@ -76,7 +80,7 @@ typedef struct {
     const char *p, *end;                /* what is left to read */
     Buf out;                            /* the arguments as JSON */
     const char *why;                    /* why the call cannot be read */
-    int mends;                          /* bits ROUND_BRACKETS … AS_JSON */
+    int mends;                          /* bits ROUND_BRACKETS … IN_STRING */
     int closed, constrained;            /* CALL_CLOSED and CALL_CONSTRAINED of call_read */
     const cJSON *root;                  /* the schema of the tool's parameters; NULL: not known */
     Buf names;                          /* the keys so far of all open objects, each 0-terminated */
@@ -269,10 +273,12 @@ static int read_single_quoted(CallReader *r, Buf *text) {
     return 1;
 }
 
-/* A string between other quotation marks: `…`, “…” or ‘…’.  It has no escapes. */
+/* A string between other quotation marks: `…`, “…”, ‘…’, FunctionGemma's <escape>, or something
+ * like the name of the control token, spelt out.  It has no escapes. */
 static int read_otherwise_quoted(CallReader *r, Buf *text) {
     static const char *const marks[][2] = {
         {"`", "`"}, {"\xe2\x80\x9c", "\xe2\x80\x9d"}, {"\xe2\x80\x98", "\xe2\x80\x99"},
+        {"<escape>", "<escape>"}, {"<|\"|>", "<|\"|>"}, {"<|\">", "<|\">"}, {"<|'|>", "<|'|>"},
     };
     for (size_t i = 0; i < sizeof marks / sizeof *marks; i++) {
         size_t n = strlen(marks[i][0]);
@@ -371,18 +377,24 @@ static size_t quotation_mark(const char *s, const char *from, const char *end) {
     return 0;
 }
 
-/* Whether words without quotes may be something else than one string: they begin with a separator,
- * or contain a quotation mark or the name of another parameter with its colon. */
-static int are_unsure(const CallReader *r, const cJSON *object, const char *s, size_t n) {
+/* Whether the words s[0..n) begin with a separator, or contain the name of another parameter with
+ * its colon. */
+static int may_hold_a_member(const CallReader *r, const cJSON *object, const char *s, size_t n) {
     const char *end = s + n;
     if (n && is_one_of(*s, ":=>,")) return 1;
-    for (const char *p = s; p < end; p++) {
-        if (quotation_mark(p, s, end)) return 1;
-        if (p == s || is_name_char(p[-1]) || !is_name_char(*p)) continue;
+    for (const char *p = s + 1; p < end; p++) {
+        if (is_name_char(p[-1]) || !is_name_char(*p)) continue;
         size_t name = member_name(p, end, ":");
         if (is_word(p, name) && is_declared(r, object, p, name) > 0) return 1;
     }
     return 0;
+}
+
+/* Whether words without quotes may be something else than one string. */
+static int are_unsure(const CallReader *r, const cJSON *object, const char *s, size_t n) {
+    for (const char *p = s; p < s + n; p++)
+        if (quotation_mark(p, s, s + n)) return 1;
+    return may_hold_a_member(r, object, s, n);
 }
 
 /* give_up for a function that returns a pointer. */
@@ -462,6 +474,38 @@ static size_t literal_before_key(const CallReader *r, const cJSON *schema, const
     return follows && admits(r, schema, type, 0) ? first : 0;
 }
 
+/* Whether the string may end with the CALL_QUOTE at s: behind it stand brackets that close what is
+ * open, and then the end of the call, or a comma and another member. */
+static int is_proper_end(const CallReader *r, const char *s) {
+    int depth = r->depth;
+    for (s++; s < r->end && (is_blank(*s) || (depth && *s == r->close[depth - 1])); s++)
+        depth -= !is_blank(*s);
+    if (s == r->end) return r->closed || !depth;
+    if (!depth || *s != ',') return 0;
+    for (s++; s < r->end && is_blank(*s);) s++;
+    if (r->close[depth - 1] == ']') return s < r->end && *s == CALL_QUOTE;
+    size_t n = member_name(s, r->end, ":=");
+    return is_word(s, n) && is_declared(r, r->open[depth - 1], s, n);
+}
+
+/* Returns the CALL_QUOTE that ends the words at r->p, a string whose opening CALL_QUOTE is missing;
+ * NULL: it has none, or where the string begins or ends is not certain. */
+static const char *end_of_unopened(const CallReader *r, const cJSON *object) {
+    const char *end = memchr(r->p, (unsigned char)CALL_QUOTE, (size_t)(r->end - r->p));
+    if (!end || (!is_wrong_end(r, end) && !is_proper_end(r, end))) return NULL;
+    if (may_hold_a_member(r, object, r->p, (size_t)(end - r->p))) return NULL;
+    int in_list = r->close[r->depth - 1] == ']';
+    if (in_list && r->mends & BARE_WORD) return NULL;   /* [a, b<|"|>] may be one string */
+    for (const char *p = r->p; p < end; p++) {
+        if (*p != ',') continue;
+        if (in_list) return NULL;
+        for (p++; is_blank(*p);) p++;
+        size_t n = member_name(p--, end, ":=");
+        if (is_word(p + 1, n) && is_declared(r, object, p + 1, n)) return NULL;
+    }
+    return end;
+}
+
 /* Reads a value without quotes: a literal, or words that are a string.  schema: that of the value;
  * object: that of the object or list around it.  *string becomes 1 where a comma may be missing
  * behind the value. */
@@ -475,7 +519,15 @@ static int read_words(CallReader *r, const cJSON *schema, const cJSON *object, i
         end = from + first;
         *string = 1;
     }
-    if (!(type = literal_type(from, n, &json))) {
+    type = literal_type(from, n, &json);
+    const char *quote = type ? NULL : end_of_unopened(r, object);
+    if (quote && admits(r, schema, "string", 0)) {
+        json_quote(&r->out, from, (size_t)(quote - from));
+        r->p = quote + 1;
+        r->mends |= NO_OPENING_QUOTE;
+        return 0;
+    }
+    if (!type) {
         if (!(end = end_of_words(r, object))) return -1;
         n = without_blanks(from, end);
         if (may_lack_a_comma(from, n)) return give_up(r, "a comma is missing");
@@ -500,9 +552,62 @@ static int read_words(CallReader *r, const cJSON *schema, const cJSON *object, i
     return 0;
 }
 
+/* ---- a string with quotes in it ---- */
+
+/* Whether the string from..s ends with the name of a member and its colon: the CALL_QUOTE at s may
+ * then have been meant to open the value of that member. */
+static int ends_like_a_member(const CallReader *r, const char *from, const char *s) {
+    while (s > from && is_blank(s[-1])) s--;
+    if (s == from || s[-1] != (r->mends & EQUALS ? '=' : ':')) return 0;
+    const char *end = s - 1, *name = end;
+    while (name > from && is_name_char(name[-1]) && name[-1] != CALL_QUOTE) name--;
+    size_t n = (size_t)(end - name);
+    return is_word(name, n) && is_declared(r, r->open[r->depth - 1], name, n);
+}
+
+/* A string that begins with a CALL_QUOTE.  Where the first one behind it cannot end the string, the
+ * model has written a CALL_QUOTE for each quotation mark in it: the string then ends with the first
+ * that can, if those inside come in pairs. */
+static int read_quoted_value(CallReader *r, Buf *text) {
+    const char *from = r->p + 1;
+    int got = read_quoted(r, text);
+    const char *s = r->p - 1;
+    if (got < 0 || r->constrained || is_delimiter(peek(r))) return got;
+    if (is_word(r->p, member_name(r->p, r->end, ":="))) return got;
+    /* Two strings of a list, the comma between them missing. */
+    if (peek(r) == CALL_QUOTE && r->close[r->depth - 1] == ']') return got;
+    for (int n_inner = 0; n_inner % 2 || !is_proper_end(r, s); n_inner++) {
+        if (ends_like_a_member(r, from, s)) return give_up(r, "a string whose end is not certain");
+        s = memchr(s + 1, (unsigned char)CALL_QUOTE, (size_t)(r->end - s - 1));
+        if (!s) return give_up(r, "a comma is missing");
+    }
+    text->len = 0;
+    for (const char *p = from; p < s; p++) buf_add(text, *p == CALL_QUOTE ? "\"" : p, 1);
+    r->p = s + 1;
+    r->mends |= INNER_QUOTES;
+    return 1;
+}
+
 /* ---- objects and lists ---- */
 
 static int read_members(CallReader *r, const cJSON *schema);
+
+/* Whether the schema admits no string, but a value whose JSON is the string text[0..n).  Writes it
+ * then. */
+static int read_in_string(CallReader *r, const cJSON *schema, const char *text, size_t n) {
+    static const char *const types[] = {"number", "boolean", "array", "object"};
+    if (r->constrained || !schema || admits(r, schema, "string", 0)) return 0;
+    cJSON *v = json_value(text, n, NULL);
+    int fits = 0;
+    for (int i = 0; v && i < 4; i++)
+        fits |= is_of_type(v, types[i]) && admits(r, schema, types[i], 0);
+    char *json = fits ? json_text(v) : NULL;
+    if (fits) buf_puts(&r->out, json);
+    if (fits) r->mends |= IN_STRING;
+    free(json);
+    cJSON_Delete(v);
+    return fits;
+}
 
 /* Reads a value.  schema: that of the value; object: that of the object or list around it.  *string
  * becomes 1 if the value is a string between quotes, -1 if it is one whose end is not certain, 0
@@ -510,10 +615,11 @@ static int read_members(CallReader *r, const cJSON *schema);
 static int read_value(CallReader *r, const cJSON *schema, const cJSON *object, int *string) {
     char c = peek(r);
     Buf text = {0};
-    int is_string = read_string(r, &text);
+    int is_string = c == CALL_QUOTE ? read_quoted_value(r, &text) : read_string(r, &text);
     *string = 0;
     if (is_string > 0) {
-        json_quote(&r->out, text.data, text.len);
+        if (!read_in_string(r, schema, text.data, text.len))
+            json_quote(&r->out, text.data, text.len);
         *string = ends_like_a_key(text.data, text.len) ? -1 : 1;
     }
     buf_free(&text);
@@ -690,6 +796,20 @@ static const cJSON *tool_at(const cJSON *tools, const char *s, size_t n) {
     return tool;
 }
 
+/* The name of the only tool that s[0..n) names if capitals do not count; NULL: there is none, or
+ * more than one. */
+static const char *tool_in_other_case(const cJSON *tools, const char *s, size_t n) {
+    const cJSON *tool;
+    const char *found = NULL;
+    cJSON_ArrayForEach(tool, tools) {
+        const char *name = json_string(json_field(tool, "function"), "name");
+        if (!name || strlen(name) != n || strncasecmp(name, s, n)) continue;
+        if (found) return NULL;
+        found = name;
+    }
+    return found;
+}
+
 /* Returns the length of what models put in front of the name of a tool as if it were a namespace,
  * with its separator; 0 where s[0..n) does not begin so. */
 static size_t namespace_length(const cJSON *tools, const char *s, size_t n) {
@@ -703,17 +823,18 @@ static size_t namespace_length(const cJSON *tools, const char *s, size_t n) {
     return 0;
 }
 
-/* Removes what the model has put around the name: a second `call:`, colons, `=`, blanks, a
+/* Removes what the model has put around the name: a second `call:`, colons, `=`, blanks, quotes, a
  * namespace.  Stops as soon as the name is the name of a tool, which may have these characters in
  * it. */
 static void trim_name(CallReader *r, const cJSON *tools, const char **name, size_t *n) {
+    const char *around = tools ? ":= \n\"\xff" : ":= \n";
     for (;;) {
         if (tool_at(tools, *name, *n) || !*n) return;
         int is_call = *n >= 5 && !strncasecmp(*name, "call", 4) && is_one_of((*name)[4], ":= \n");
-        size_t front = is_call ? 5 : (size_t)is_one_of(**name, ":= \n");
+        size_t front = is_call ? 5 : (size_t)is_one_of(**name, around);
         if (!front) front = namespace_length(tools, *name, *n);
         if (front) *name += front, *n -= front;
-        else if (is_one_of((*name)[*n - 1], ":=")) --*n;
+        else if (is_one_of((*name)[*n - 1], around)) --*n;
         else return;
         r->mends |= COLONS;
     }
@@ -730,6 +851,12 @@ static int read_head(CallReader *r, const cJSON *tools, Buf *name) {
     size_t n = without_blanks(from, p);
     if (n) trim_name(r, tools, &from, &n);
     const cJSON *tool = tool_at(tools, from, n);
+    const char *other = tool || r->constrained ? NULL : tool_in_other_case(tools, from, n);
+    if (other) {
+        from = other;
+        tool = tool_at(tools, from, n);
+        r->mends |= OTHER_CASE;
+    }
     r->root = json_field(tool, "parameters");
     int needs_some = cJSON_GetArraySize(json_field(r->root, "required")) > 0;
     if (p == r->end && (!r->closed || !tool || needs_some)) return give_up(r, "no arguments");
@@ -758,9 +885,10 @@ static void skip_extra_closers(CallReader *r) {
     r->mends |= EXTRA_BRACKETS;
 }
 
-/* Whether the text goes on with another call, perhaps behind a comma.  Moves r->p to it. */
+/* Whether the text goes on with another call, perhaps behind a comma or a semicolon.  Moves r->p to
+ * it. */
 static int is_next_call(CallReader *r, const cJSON *tools) {
-    const char *p = r->p + (peek(r) == ',');
+    const char *p = r->p + is_one_of(peek(r), ",;");
     if (p == r->end || call_begins(p, (size_t)(r->end - p), tools) <= 0) return 0;
     r->p = p;
     return 1;
@@ -790,8 +918,9 @@ static int read_arguments(CallReader *r, const cJSON *tools) {
     return peek(r) && !is_next_call(r, tools) ? give_up(r, "something behind it") : 0;
 }
 
-/* Reads {"name": …, "arguments": {…}}, the form of other models' calls, perhaps behind `call:`.
- * Returns 1; 0: the text is none. */
+/* Reads {"name": …, "arguments": {…}}, the form of other models' calls, perhaps behind `call:`,
+ * inside of [ ] or as the value of "function".  The arguments may be JSON in a string.  Returns 1;
+ * 0: the text is none. */
 static int read_as_json(CallReader *r, Buf *name) {
     static const char *const fields[] = {"arguments", "parameters", "args"};
     const char *from = r->p, *given;
@@ -800,9 +929,16 @@ static int read_as_json(CallReader *r, Buf *name) {
     if (r->end - from > 5 && !memcmp(from, "call:", 5)) from += 5;
     size_t n = (size_t)(r->end - from);
     if (memchr(from, (unsigned char)CALL_QUOTE, n)) return 0;
-    cJSON *whole = json_object(from, n, NULL);
-    for (int i = 0; i < 3 && !arguments; i++) arguments = json_field(whole, fields[i]);
-    given = json_string(whole, "name");
+    int in_list = n && *from == '[' && from[n - 1] == ']';
+    cJSON *whole = json_object(from + in_list, n - 2 * (size_t)in_list, NULL), *inner = NULL;
+    const cJSON *function = json_field(whole, "function");
+    if (!cJSON_IsObject(function)) function = whole;
+    for (int i = 0; i < 3 && !arguments; i++) arguments = json_field(function, fields[i]);
+    if (cJSON_IsString(arguments)) {
+        inner = json_object(arguments->valuestring, strlen(arguments->valuestring), NULL);
+        arguments = inner;
+    }
+    given = json_string(function, "name");
     int is_call = given && is_name(given, strlen(given)) && cJSON_IsObject(arguments);
     if (is_call) {
         char *text = json_text(arguments);
@@ -812,6 +948,7 @@ static int read_as_json(CallReader *r, Buf *name) {
         r->mends |= AS_JSON;
         r->p = r->end;
     }
+    cJSON_Delete(inner);
     cJSON_Delete(whole);
     return is_call;
 }

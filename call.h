@@ -41,9 +41,10 @@ void call_put_id(Buf *out, int i, int n_prompt);
  * used: becomes the length of the text up to a second call in it, whose opening token is missing,
  *     or n.
  * Mends: round brackets, `=` for a colon, colons too many, quotes of other kinds, words without
- * quotes, True, False and None, a missing comma, missing brackets, brackets and a comma too many at
- * the end, a missing `call:`, a call in the form of JSON.  Adds one line to *mends for each kind of
- * mend.
+ * quotes, a missing opening quote, quotes inside of a string, True, False and None, a missing
+ * comma, missing brackets, brackets and a comma too many at the end, a missing `call:`, a name in
+ * letters of the other case, values in strings, a call in the form of JSON.  Adds one line to
+ * *mends for each kind of mend.
  * Returns NULL and fills in *call, whose strings the caller owns; or returns why the call cannot be
  * read, or can be read in two ways. */
 enum { CALL_CLOSED = 1, CALL_CONSTRAINED = 2 };

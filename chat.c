@@ -584,12 +584,28 @@ static int put_tools(Writer *w, const cJSON *tools) {
     return 0;
 }
 
-/* Writes the arguments of a call in the history: a JSON object, or a string that contains one.
+/* Parses the arguments of a call that are a string: JSON, or JSON in a string of JSON, as some
+ * clients send it.  NULL: it is none.  The caller deletes the tree. */
+static cJSON *parse_arguments(const char *text) {
+    char *mended = json_without_nul(text, strlen(text));
+    cJSON *v = json_value(mended ? mended : text, strlen(text), NULL), *inner = NULL;
+    free(mended);
+    if (cJSON_IsString(v)) inner = json_value(v->valuestring, strlen(v->valuestring), NULL);
+    if (!cJSON_IsObject(inner)) {
+        cJSON_Delete(inner);
+        return v;
+    }
+    cJSON_Delete(v);
+    return inner;
+}
+
+/* Writes the arguments of a call in the history: a JSON object, or a string that contains one (or
+ * a string that does).
  * Null and an empty string become {}.  Anything else (arguments that were cut off, or no object) is
  * written as it came, with a warning.  j: the number of the call in its message. */
 static void put_arguments(Writer *w, const cJSON *arguments, int j) {
     const char *text = cJSON_GetStringValue(arguments);
-    cJSON *parsed = text ? json_value(text, strlen(text), NULL) : NULL;
+    cJSON *parsed = text ? parse_arguments(text) : NULL;
     const cJSON *value = text ? parsed : arguments;
     if (cJSON_IsObject(value)) put_members(w, value, 0);
     else if (text && !cJSON_IsNull(parsed)) put_string(w, text);
@@ -850,7 +866,10 @@ static int put_message(Writer *w, const cJSON *message, const char *role, const 
     /* 3. The turn's end, unless the turn goes on: with the rest of a last message, the results that
      * the calls wait for, another assistant message, or the answer to the results. */
     while (has_role(next, "tool")) next = next->next;
-    if (is_continued(w, message)) return 0;
+    if (is_continued(w, message)) {
+        w->out->continued = text_before;
+        return 0;
+    }
     if (w->last == CALL && !n_responses) return put_control(w, "<|tool_response>");
     if (is_model && has_role(next, "assistant")) return 0;
     if (n_responses && !has && !next) return 0;

@@ -49,6 +49,8 @@ typedef struct {
      * but where another message of the assistant follows, the template does not close it. */
     int n_stable;
     int in_thought;                     /* 1: the prompt ends inside of a thought, which goes on */
+    size_t continued;                   /* with continue_final: where in the text the content of the
+                                         * last message begins */
     Buf text;                           /* the prompt as text, with the names of control tokens */
     PictureSpan *span;                  /* [n_spans] the pictures among the ids */
     int n_spans;

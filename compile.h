@@ -162,7 +162,7 @@ int is_inside(const cJSON *tree, const cJSON *node);
  * address says in which part of the document it stands. */
 const cJSON *resolve(const Compiler *c, const char *ref);
 
-#define BAD_REF "must lead to a place in this document, by JSON pointer or $anchor"
+#define BAD_REF "must lead to a place in this document, by JSON pointer, $anchor or $id"
 
 /* Whether `from` applies `to` to the same value, by $ref, allOf and the like, at any depth. */
 int leads_to(const Compiler *c, const cJSON *from, const cJSON *to);

@@ -94,6 +94,7 @@ int conversation_prompt(const Engine *e, cJSON *messages, Generation *g, Prompt 
     g->n_ids = p->ids.n;
     g->n_stable = p->n_stable;
     g->in_thought = p->in_thought;
+    g->begun = g->chat.continue_final ? p->text.data + p->continued : NULL;
     g->span = p->span;
     g->n_spans = p->n_spans;
     return 0;

@@ -10,6 +10,7 @@
 /* Limits, chosen by judgement.  A prompt has no room for a schema that comes near MAX_SCHEMA. */
 #define MAX_REFS 64                     /* $refs inside of each other: more are taken for a cycle */
 #define MAX_SCHEMA 100000               /* values of a schema whose $refs have been replaced */
+#define MAX_JOINED 1000                 /* objects that become one: each pair is compared */
 
 /* ---- one shape for all tools ---- */
 
@@ -340,6 +341,96 @@ static void tell_type(cJSON *copy) {
     if (nullable && !json_field(copy, "nullable")) cJSON_AddTrueToObject(copy, "nullable");
 }
 
+/* Whether the list of names has this one. */
+static int has_name(const cJSON *list, const cJSON *name) {
+    const cJSON *item;
+    cJSON_ArrayForEach(item, list)
+        if (cJSON_IsString(item) && cJSON_IsString(name) &&
+            !strcmp(item->valuestring, name->valuestring))
+            return 1;
+    return 0;
+}
+
+/* Adds what `more`, the schema of a property, says to `to`, that of the same property of another
+ * object: of two that list strings, as the names of kinds do, the strings. */
+static void join_property(cJSON *to, const cJSON *more) {
+    cJSON *list = cJSON_CreateArray(), *added = cJSON_CreateArray(), *item;
+    int are_strings = add_strings(list, to) && add_strings(added, more);
+    while (are_strings && (item = cJSON_DetachItemFromArray(added, 0)))
+        if (has_name(list, item)) cJSON_Delete(item);
+        else cJSON_AddItemToArray(list, item);
+    cJSON_Delete(added);
+    if (!are_strings) {
+        cJSON_Delete(list);
+        return;
+    }
+    cJSON_DeleteItemFromObjectCaseSensitive(to, "const");
+    cJSON_DeleteItemFromObjectCaseSensitive(to, "enum");
+    cJSON_AddItemToObject(to, "enum", list);
+    tell_type(to);
+}
+
+/* Makes one object of anyOf or oneOf (keyword), all of whose alternatives are objects, or null: it
+ * has the properties of all of them, and requires what all require. */
+static void join_objects(cJSON *copy, const char *keyword) {
+    const cJSON *item, *field, *choices = json_field(copy, keyword), *first = NULL;
+    int nullable = 0;
+    if (!cJSON_IsArray(choices) || json_field(copy, "properties")) return;
+    if (cJSON_GetArraySize(choices) > MAX_JOINED) return;
+    cJSON_ArrayForEach(item, choices) {
+        if (is_null_schema(item)) nullable = 1;
+        else if (!cJSON_IsObject(json_field(item, "properties"))) return;
+        else if (!first) first = item;
+    }
+    if (!first) return;
+    cJSON *properties = cJSON_CreateObject(), *required = cJSON_CreateArray();
+    cJSON_ArrayForEach(field, json_field(first, "required"))
+        cJSON_AddItemToArray(required, cJSON_Duplicate(field, 1));
+    cJSON_ArrayForEach(item, choices) {
+        if (is_null_schema(item)) continue;
+        cJSON_ArrayForEach(field, json_field(item, "properties")) {
+            cJSON *own = cJSON_GetObjectItemCaseSensitive(properties, field->string);
+            if (own) join_property(own, field);
+            else cJSON_AddItemToObject(properties, field->string, cJSON_Duplicate(field, 1));
+        }
+        for (cJSON *name = required->child, *next; name; name = next) {
+            next = name->next;
+            if (!has_name(json_field(item, "required"), name))
+                cJSON_Delete(cJSON_DetachItemViaPointer(required, name));
+        }
+    }
+    cJSON_DeleteItemFromObjectCaseSensitive(copy, keyword);
+    cJSON_AddItemToObject(copy, "properties", properties);
+    if (json_field(copy, "required") || !required->child) cJSON_Delete(required);
+    else cJSON_AddItemToObject(copy, "required", required);
+    if (nullable && !json_field(copy, "nullable")) cJSON_AddTrueToObject(copy, "nullable");
+}
+
+/* Makes a list of types, or one type, of anyOf or oneOf (keyword), each of whose alternatives has
+ * one. */
+static void join_types(cJSON *copy, const char *keyword) {
+    const cJSON *item, *choices = json_field(copy, keyword);
+    int nullable = 0;
+    if (!cJSON_IsArray(choices) || json_field(copy, "type")) return;
+    cJSON *types = cJSON_CreateArray();
+    cJSON_ArrayForEach(item, choices) {
+        const cJSON *type = json_field(item, "type");
+        if (is_null_schema(item)) nullable = 1;
+        else if (!cJSON_IsString(type)) break;
+        else if (!has_name(types, type)) cJSON_AddItemToArray(types, cJSON_Duplicate(type, 1));
+    }
+    int are_known = !item && types->child, is_one = are_known && !types->child->next;
+    cJSON *type = is_one ? cJSON_DetachItemFromArray(types, 0) : types;
+    if (is_one) cJSON_Delete(types);
+    if (!are_known) {
+        cJSON_Delete(type);
+        return;
+    }
+    cJSON_DeleteItemFromObjectCaseSensitive(copy, keyword);
+    cJSON_AddItemToObject(copy, "type", type);
+    if (nullable && !json_field(copy, "nullable")) cJSON_AddTrueToObject(copy, "nullable");
+}
+
 /* Whether a keyword's value is data, or holds schemas that only a $ref brings into the schema. */
 static int is_data(const char *keyword) {
     static const char *const data[] = {"enum", "const", "default", "example", "examples",
@@ -371,6 +462,10 @@ static cJSON *expanded(Expander *x, const cJSON *schema, int is_map) {
     join_all(copy);
     join_strings(copy, "anyOf");
     join_strings(copy, "oneOf");
+    join_objects(copy, "anyOf");
+    join_objects(copy, "oneOf");
+    join_types(copy, "anyOf");
+    join_types(copy, "oneOf");
     if (schema != x->root) tell_type(copy);    /* of the root, the template prints the fields */
     return copy;
 }

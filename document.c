@@ -127,20 +127,72 @@ static const cJSON *named_inside(const Compiler *c, const cJSON *tree) {
     return found;
 }
 
+/* Adds the URI that `ref`, a reference relative to `base`, stands for, without its fragment: its
+ * own, or (RFC 3986, 5.2, without the parts `.` and `..`) with the beginning of base. */
+static void put_uri(Buf *out, const char *base, const char *ref) {
+    size_t n_ref = strcspn(ref, "#"), scheme = strcspn(ref, ":/#"), n = 0;
+    const char *host = strstr(base, "://");
+    for (size_t i = 0; base[i] && base[i] != '#'; i++)
+        if (base[i] == '/') n = i + 1;
+    if (*ref == '/') n = host ? (size_t)(host - base) + 3 + strcspn(host + 3, "/#") : 0;
+    if (ref[scheme] != ':') buf_add(out, base, n_ref ? n : strcspn(base, "#"));
+    buf_add(out, ref, n_ref);
+}
+
+/* The schema in the tree whose $id stands for that URI, or NULL.  base: the URI around the tree. */
+static const cJSON *find_named(const Compiler *c, const cJSON *tree, const char *base,
+                               const char *uri) {
+    const cJSON *child, *found = NULL;
+    const char *name = own_name(c, tree);
+    Buf own = {0};
+    if (name) put_uri(&own, base, name);
+    if (name && !strcmp(own.data, uri)) found = tree;
+    for (child = tree->child; child && !found; child = child->next)
+        if (!is_data(child->string)) found = find_named(c, child, name ? own.data : base, uri);
+    buf_free(&own);
+    return found;
+}
+
+/* Adds the URI around a $ref, whose text in the tree is `ref`, to *out, and returns 1; 0: it is
+ * not in the tree.  base: the URI around the tree. */
+static int put_base(const Compiler *c, const cJSON *tree, const char *ref, const char *base,
+                    Buf *out) {
+    const cJSON *child;
+    const char *name = own_name(c, tree);
+    Buf own = {0};
+    int found = tree->valuestring == ref;
+    if (found) buf_puts(out, base);
+    if (name) put_uri(&own, base, name);
+    for (child = tree->child; child && !found; child = child->next)
+        found = put_base(c, child, ref, name ? own.data : base, out);
+    buf_free(&own);
+    return found;
+}
+
+/* The schema whose $id the part of a $ref before its # names, or NULL. */
+static const cJSON *find_document(const Compiler *c, const char *ref) {
+    const char *id = own_name(c, c->root);
+    Buf base = {0}, uri = {0};
+    if (!put_base(c, c->root, ref, "", &base)) put_uri(&base, "", id ? id : "");
+    put_uri(&uri, base.data, ref);
+    const cJSON *found = find_named(c, c->root, "", uri.data);
+    buf_free(&base);
+    buf_free(&uri);
+    return found;
+}
+
 /* What a $ref names, found anew; see resolve. */
 static const cJSON *find_ref(const Compiler *c, const char *ref) {
-    const char *id = own_name(c, c->root), *hash = strchr(ref, '#'), *here = (const char *)c->root;
+    const char *hash = strchr(ref, '#'), *here = (const char *)c->root;
     const cJSON *document = c->root;
     /* 1. The document that the part before the # names.  Most documents have no other documents
      * inside of them: the last entry of c->resolved remembers that for c->root. */
     Resolved *inside = &c->resolved[N_BUCKETS];
     if (inside->ref != here) *inside = (Resolved){here, named_inside(c, c->root)};
-    if (*ref == '#' && inside->there) document = document_of(c, c->root, ref, c->root);
-    else if (*ref != '#' && id) {       /* by the $id of the whole document */
-        size_t n = strcspn(id, "#");
-        if (strncmp(ref, id, n) || (ref[n] && ref[n] != '#')) return NULL;
+    if (*ref != '#') {
+        if (!(document = find_document(c, ref))) return NULL;
         ref = hash ? hash : "#";
-    }
+    } else if (inside->there) document = document_of(c, c->root, ref, c->root);
     if (!document) document = c->root;
     /* 2. What the part from the # on names in it. */
     if (*ref == '#' && ref[1] && ref[1] != '/') return find_anchor(c, document, ref + 1, 0);

@@ -132,6 +132,9 @@ static const struct {
                   "(?:\\." IDN_LABEL ")*$", 1, 0},
     {"hostname", "^" LABEL "(?:\\." LABEL ")*$", 1, 253},
     {"host-name", "^" LABEL "(?:\\." LABEL ")*$", 1, 253},
+    /* A character takes up to 6.4 bytes of the 253 that a host may have in ASCII. */
+    {"idn-hostname", "^(?:" LABEL "(?:\\." LABEL ")*|(?=.{1,39}$)" IDN_LABEL
+                     "(?:\\." IDN_LABEL ")*)$", 1, 253},
     {"ip", "^(?:" IPV4 "|" IPV6 ")$", 0, 0},
     {"ipvanyaddress", "^(?:" IPV4 "|" IPV6 ")$", 0, 0},
     {"ip-address", "^" IPV4 "$", 0, 0},

@@ -117,7 +117,11 @@ static int next_id(const Generation *g, const Engine *e, Sampler *sampler, const
 /* Whether the limits have room for the shortest answer that satisfies the schema: 0, or -1 with
  * err. */
 static int leave_room(const Engine *e, const Generation *g, Error *err) {
-    int needed = schema_distance(g->schema, schema_begin(g->schema));
+    int state = guide_begin(g);
+    if (state < 0)
+        return fail(err, "continue_final_message: no answer that the schema allows begins with "
+                    "this message");
+    int needed = schema_distance(g->schema, state);
     int64_t room = session_context(e->session) - g->n_ids + 1;
     if (g->max_tokens >= 0 && g->max_tokens < needed)
         return fail(err, "max_tokens is %d: this schema needs at least %d", g->max_tokens, needed);

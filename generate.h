@@ -69,6 +69,8 @@ typedef struct {
      * eighth of them; -1: never. */
     int think_tokens;
     Schema *schema;                     /* of the content, or of the calls; NULL: anything */
+    const char *begun;                  /* the beginning of the content that stands in the prompt;
+                                         * NULL: none.  Borrowed from the Prompt */
     int schema_is_calls;                /* 1: the schema is of calls that have to be made */
     Schema *call_schema;                /* of a call, behind its opening token; NULL: anything */
     int one_call;                       /* 1: the answer ends with its first call */

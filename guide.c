@@ -16,6 +16,14 @@ void guide_open(Guide *guide, const Engine *e, Generation *g, const Answer *stre
     *guide = (Guide){.e = e, .g = g, .stream = stream, .state = -1, .call_state = -1,
                      .words = (model_config(e->model)->vocab + 63) / 64,
                      .had_thought = g->in_thought};
+    if (g->schema && g->begun) guide->state = guide_begin(g);
+}
+
+int guide_begin(const Generation *g) {
+    int state = schema_begin(g->schema);
+    for (const char *p = g->begun ? g->begun : ""; *p && state >= 0; p++)
+        state = schema_step(g->schema, state, (unsigned char)*p);
+    return state;
 }
 
 void guide_close(Guide *guide) {

@@ -30,6 +30,10 @@ int is_eos(const Model *m, int id);
 void guide_open(Guide *guide, const Engine *e, Generation *g, const Answer *stream);
 void guide_close(Guide *guide);
 
+/* The state of g->schema behind what the prompt has of its value (g->begun); -1: no value begins
+ * so.  Makes older states invalid. */
+int guide_begin(const Generation *g);
+
 /* Whether the next token stands inside of a value or a call that a schema holds. */
 int guide_holds(const Guide *guide);
 

@@ -243,11 +243,21 @@ static int is_damaged_png(const uint8_t *bytes, size_t n) {
     return 0;
 }
 
+/* Whether bytes[0..n) is a BMP of 32 bits for a pixel without masks (compression 0).  The fourth
+ * byte of its pixels then has no meaning; stb_image would take it for alpha. */
+static int is_bmp_without_alpha(const uint8_t *bytes, size_t n) {
+    static const uint8_t no_compression[4];
+    if (n < 34 || memcmp(bytes, "BM", 2) || bytes[14] < 40) return 0;
+    return bytes[28] == 32 && !memcmp(bytes + 30, no_compression, 4);
+}
+
 /* Decodes bytes[0..n), whose size has been checked.  Returns as image_decode. */
 static int decode(const uint8_t *bytes, size_t n, int orientation, Image *out, Error *err) {
     ImageBytes source = {bytes, n, 0};
+    int wanted = is_bmp_without_alpha(bytes, n) ? 3 : 0;        /* 0: as many as the file has */
     int w, h, channels, bad = 0;
-    uint8_t *pixels = stbi_load_from_callbacks(&source_io, &source, &w, &h, &channels, 0);
+    uint8_t *pixels = stbi_load_from_callbacks(&source_io, &source, &w, &h, &channels, wanted);
+    if (wanted) channels = wanted;
     const char *why = stbi_failure_reason();
     /* About a JPEG with bad tables stb_image says nothing: `why` is then left from trying PNG. */
     if (!strcmp(why ? why : "", "Not a PNG")) why = "Corrupt JPEG";
@@ -304,7 +314,7 @@ static void gif_close(GifReader *r) {
 /* Decodes the next frame: *rgba is it, [height][width][4], valid until the next call, or NULL where
  * there are no more frames.  Returns as image_decode. */
 static int gif_next(GifReader *r, const uint8_t **rgba, Error *err) {
-    int channels;
+    int channels, is_first = !r->gif.out;
     stbi__gif *g = &r->gif;
     /* Disposal method 2, "restore to background": what the last frame drew must become transparent.
      * stb_image copies these pixels from `background`, which holds what was there before the last
@@ -319,6 +329,10 @@ static int gif_next(GifReader *r, const uint8_t **rgba, Error *err) {
     }
     if (r->source.past_end) return truncated(err);
     if (!*rgba) return damaged(err, stbi_failure_reason());
+    /* What the first frame leaves free is transparent in browsers, whatever background colour the
+     * header names.  stb_image fills it with that colour. */
+    for (int i = 0; is_first && i < g->w * g->h; i++)
+        if (!g->history[i]) memset(g->out + 4 * (size_t)i, 0, 4);
     if (r->work > MAX_GIF_WORK)
         return fail(err, "an animation with too many frames of %d x %d pixels", g->w, g->h);
     return 0;

@@ -223,6 +223,19 @@ static char *without_lone_surrogates(const char *text, size_t n) {
     return copy;
 }
 
+char *json_without_nul(const char *text, size_t n) {
+    char *copy = NULL;
+    for (const char *p = text, *end = text + n; p < end; p++) {
+        if (*p != '\\') continue;
+        if (!escaped_unit(p, end)) {
+            if (!copy) copy = memcpy(xcalloc((int64_t)n + 1, 1), text, n);
+            memcpy(copy + (p - text), "\\ufffd", 6);
+        }
+        p++;                            /* a \ hides the byte behind it, which may be a \ itself */
+    }
+    return copy;
+}
+
 /* Stores each number's text as its valuestring, for v, its children and its later siblings.  The
  * numbers stand in [*p, end) in the order of the tree; *p moves behind the last one.  Returns -1
  * with *p at a number that cJSON takes although it is not JSON, as 01 or `1.`. */

@@ -132,6 +132,16 @@ static int read_hex(RegexParser *r, int n, char kind) {
     return c;
 }
 
+/* Takes the hexadecimal number behind \u{, with its closing brace, and returns it. */
+static int read_braced_hex(RegexParser *r) {
+    int c = 0, digit;
+    for (r->p++; (digit = hex_digit(*r->p)) >= 0 && c <= LAST_CHARACTER; r->p++) c = c << 4 | digit;
+    if (*r->p != '}' || r->p[-1] == '{' || c > LAST_CHARACTER)
+        return refuse(r, "\\u{ must be followed by a hexadecimal number and }"), 0;
+    r->p++;
+    return c;
+}
+
 static int is_letter_or_digit(char c) {
     return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
 }
@@ -145,6 +155,7 @@ static int read_escape(RegexParser *r) {
     if (*r->p == 'x') return r->p++, read_hex(r, 2, 'x');
     if (*r->p == 'u') {
         r->p++;
+        if (*r->p == '{') return read_braced_hex(r);
         int c = read_hex(r, 4, 'u');
         if (c < 0xd800 || c > 0xdbff || r->p[0] != '\\' || r->p[1] != 'u') return c;
         const char *behind = r->p;

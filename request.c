@@ -659,8 +659,8 @@ static int get_schema(const Engine *e, const cJSON *o, Request *r, Error *err) {
     if ((r->schema || r->must_call) && (r->g.min_tokens || r->g.ignore_eos))
         buf_printf(&r->warnings, "%s had no effect: a schema ends the answer\n",
                    r->g.min_tokens ? "min_tokens" : "ignore_eos");
-    if (r->g.chat.continue_final && (r->schema || r->must_call))
-        return fail(err, "continue_final_message: not beside a schema or a demanded call");
+    if (r->g.chat.continue_final && r->must_call)
+        return fail(err, "continue_final_message: not beside a demanded call");
     return 0;
 }
 
@@ -680,13 +680,47 @@ static int get_batch(const cJSON **o, Request *r, Error *err) {
     r->custom_id = id ? json_text(id) : xstrdup("null");
     if (id && !cJSON_IsString(id) && !cJSON_IsNumber(id))
         return fail(err, "custom_id: not a string or a number");
+    const char *url = json_string(*o, "url");
+    if (url && !strstr(url, "chat/completions"))
+        return fail(err, "url: must be /v1/chat/completions");
     *o = body;
     if (cJSON_IsObject(body)) return 0;
     return fail(err, "body: %s", body ? "not an object" : "missing");
 }
 
+/* Whether U+FFFD stands in a string or a key of v, but for those in the tree `messages`. */
+static int has_replacement(const cJSON *v, const cJSON *messages) {
+    static const char replacement[] = "\xef\xbf\xbd";
+    const cJSON *child;
+    if (v == messages) return 0;
+    if (v->string && strstr(v->string, replacement)) return 1;
+    if (cJSON_IsString(v) && strstr(v->valuestring, replacement)) return 1;
+    cJSON_ArrayForEach(child, v)
+        if (has_replacement(child, messages)) return 1;
+    return 0;
+}
+
+/* Parses a request's text.  In messages, as in the output of a tool, a NUL character becomes
+ * U+FFFD, with a warning; it is an error elsewhere, as in a schema.  Then a U+FFFD there is refused
+ * as well: it may have been a NUL. */
+static cJSON *parse_text(const char *text, size_t n, Buf *warnings, Error *err) {
+    char *mended = json_without_nul(text, n);
+    cJSON *o = json_object(mended ? mended : text, n, err);
+    const cJSON *body = json_field(o, "body"), *messages = json_field(o, "messages");
+    if (!messages) messages = json_field(body, "messages");
+    if (mended && o && has_replacement(o, messages)) {
+        fail(err, "a NUL character outside of messages");
+        cJSON_Delete(o);
+        o = NULL;
+    }
+    if (mended) buf_puts(warnings, "a NUL character (\\u0000) became U+FFFD\n");
+    free(mended);
+    return o;
+}
+
 int request_parse(const Engine *e, const char *text, size_t n, Request *r, Error *err) {
-    *r = (Request){.json = json_object(text, n, err), .n = 1, .stream = e->stream};
+    *r = (Request){.n = 1, .stream = e->stream};
+    r->json = parse_text(text, n, &r->warnings, err);
     const cJSON *o = r->json;
     if (!o || get_batch(&o, r, err)) return -1;
     if (check_fields(o, r, err) || get_sampling(e, o, r, err) || get_limits(e, o, r, err) ||

@@ -32,6 +32,43 @@ def random_parameters(rng):
     return {**schema, '$defs': definitions} if definitions else schema
 
 
+NAMES = ['a', 'b', 'ab', 'c']
+MIXED = [None, True, False, 0, 1, 2, -1, 0.5, '', 'a', 'ab', 'b', 'é', [], [0], [1, 'a'], {}, {'a': 0}, {'a': {'b': 1}}, {'b': 1, 'a': 2}]
+
+
+def random_mixture(rng, depth=0):
+    """Keywords of all kinds together: often nothing satisfies them, or they are not supported together."""
+    inner = lambda: random_mixture(rng, depth + 1)
+    if depth == 3 or rng.random() < 0.08:
+        return rng.choice([True, False, {'type': 'integer', 'minimum': 0, 'maximum': 2}, {'type': 'string', 'maxLength': 1},
+                           {'type': ['boolean', 'null']}, {'const': rng.choice(MIXED)}])
+    few = lambda make: [make() for _ in range(rng.randint(1, 3))]
+    some = lambda names, make: {name: make() for name in rng.sample(names, rng.randint(1, 2))}
+    number = lambda: rng.choice([0, 1, 2, 3, -1, 10, 1.5, 0.5, -0.5, 0.1, 100])
+    count = lambda: rng.randint(0, 3)
+    groups = {
+        'object': {'properties': lambda: some(NAMES, inner), 'required': lambda: rng.sample(NAMES, rng.randint(0, 2)),
+                   'additionalProperties': inner, 'patternProperties': lambda: some(['^a', 'b', '^c$'], inner),
+                   'propertyNames': lambda: rng.choice([{'maxLength': 1}, {'enum': ['a', 'b']}, {'not': {'const': 'a'}}]),
+                   'minProperties': count, 'maxProperties': count, 'dependentSchemas': lambda: some(NAMES, inner),
+                   'dependentRequired': lambda: some(NAMES, lambda: rng.sample(NAMES, 1))},
+        'array': {'items': inner, 'prefixItems': lambda: few(inner), 'minItems': count, 'maxItems': count, 'contains': inner,
+                  'minContains': count, 'maxContains': count},
+        'string': {'minLength': count, 'maxLength': count,
+                   'pattern': lambda: rng.choice(['^a', 'b$', '^a?b?$', 'a|b', '^$', '[ab]{2}', '^(?!a)', '^(a|ab)(c|bc)?$'])},
+        'number': {'minimum': number, 'maximum': number, 'exclusiveMinimum': number, 'exclusiveMaximum': number,
+                   'multipleOf': lambda: rng.choice([1, 2, 3, 0.5, 0.25])},
+        '': {'anyOf': lambda: few(inner), 'allOf': lambda: few(inner), 'oneOf': lambda: few(inner), 'not': inner, 'if': inner,
+             'then': inner, 'else': inner, 'enum': lambda: rng.sample(MIXED, 3)}}
+    schema = {}
+    for kind in rng.sample(list(groups), rng.choice([1, 1, 2])):
+        if kind:
+            schema.setdefault('type', kind)
+        for keyword in rng.sample(list(groups[kind]), rng.randint(1, 3)):
+            schema[keyword] = groups[kind][keyword]()
+    return schema
+
+
 def _value(rng, depth, definitions, words):
     kinds = ['string', 'string', 'number', 'integer', 'integer', 'boolean', 'null', 'enum', 'const', 'any']
     if depth < 4:

@@ -165,6 +165,8 @@ static void test_arguments_in_history(void **state) {
         {"\"{\\\"x\\\": 1, \\\"a\\\": \\\"b\\\"}\"", "call:f{a:<|\"|>b<|\"|>,x:1}"},
         {"\"{\\\"x\\\": \\\"abc\"", "call:f{{\"x\": \"abc}"},                       /* cut */
         {"\"{x:1}\"", "call:f{{x:1}}"},
+        {"\"\\\"{\\\\\\\"x\\\\\\\": 1}\\\"\"", "call:f{x:1}"},                        /* JSON twice */
+        {"\"{\\\"a\\\\u0000\\\": 1}\"", "call:f{a\xef\xbf\xbd:1}"},
         {"\"<|tool_call>\"", "call:f{<|tool_call>}"},
         {"\"[1, 2]\"", "call:f{[1, 2]}"},
         {"\"5\"", "call:f{5}"},
@@ -296,8 +298,15 @@ static void test_declarations(void **state) {
          DECLARED("f", "", ",parameters:{properties:{a:{properties:{p:{" TYPE("STRING") "},q:{" TYPE("") "}},required:[<|\"|>p<|\"|>,<|\"|>q<|\"|>]," TYPE("OBJECT")
                   "},e:{enum:[<|\"|>x<|\"|>,<|\"|>y<|\"|>]," TYPE("STRING") "},l:{items:{enum:[<|\"|>x<|\"|>]," TYPE("STRING") "},nullable:true," TYPE("ARRAY")
                   "},o:{properties:{items:{" TYPE("STRING") "}}," TYPE("OBJECT") "},s:{" TYPE("['STRING', 'NULL']") "}},")},
+        /* Choices between objects and between types. */
+        {"[{\"name\":\"f\",\"parameters\":{\"properties\":{\"p\":{\"oneOf\":[{\"type\":\"object\",\"properties\":{\"k\":{\"const\":\"cat\"},\"l\":{\"type\":\"integer\"}},"
+         "\"required\":[\"k\",\"l\"]},{\"type\":\"null\"},{\"$ref\":\"#/$defs/D\"},{\"properties\":{\"k\":{\"enum\":[\"cat\",\"ox\"]}},\"required\":[\"k\"]}]},"
+         "\"t\":{\"anyOf\":[{\"type\":\"string\"},{\"type\":\"integer\"},{\"type\":\"null\"}]},\"u\":{\"anyOf\":[{\"type\":\"string\",\"format\":\"uri\"},{\"type\":\"string\"}]}},"
+         "\"$defs\":{\"D\":{\"type\":\"object\",\"properties\":{\"k\":{\"const\":\"dog\"},\"b\":{\"type\":\"boolean\"}},\"required\":[\"k\"]}}}}]",
+         DECLARED("f", "", ",parameters:{properties:{p:{nullable:true,properties:{b:{" TYPE("BOOLEAN") "},k:{enum:[<|\"|>cat<|\"|>,<|\"|>dog<|\"|>,<|\"|>ox<|\"|>]," TYPE("STRING")
+                  "},l:{" TYPE("INTEGER") "}},required:[<|\"|>k<|\"|>]," TYPE("OBJECT") "},t:{nullable:true," TYPE("['STRING', 'INTEGER']") "},u:{" TYPE("STRING") "}},")},
         /* What is no choice with null stays as the template has it. */
-        {"[{\"name\":\"f\",\"parameters\":{\"properties\":{\"x\":{\"anyOf\":[{\"type\":\"string\"},{\"type\":\"integer\"}]},\"y\":{\"$ref\":\"#/nowhere\"}}}}]",
+        {"[{\"name\":\"f\",\"parameters\":{\"properties\":{\"x\":{\"anyOf\":[{\"type\":\"string\"},{\"minimum\":1}]},\"y\":{\"$ref\":\"#/nowhere\"}}}}]",
          DECLARED("f", "", ",parameters:{properties:{x:{" TYPE("") "},y:{" TYPE("") "}},")},
     };
     cJSON *messages = parse("[{\"role\":\"user\",\"content\":\"Hi\"}]");

@@ -107,11 +107,21 @@ ZOD_TIME = (r'^(?:(?:\d\d[2468][048]|\d\d[13579][26]|\d\d0[48]|[02468][048]00|[1
     ({'type': 'string', 'format': 'ipvanyaddress'}, ['"10.0.0.1"', '"::1"'], ['"10.0.0"']),
     ({'type': 'string', 'format': 'iri'}, ['"https://exämple.de/ü?q=é#ö"'], ['"/ü"', '"a b:c"']),
     ({'type': 'string', 'format': 'iri-reference'}, ['"/ü"', '"#é"'], ['"a b"']),
+    ({'type': 'string', 'format': 'idn-hostname'}, ['"www.exämple.de"', '"실례.테스트"', '"a-1.com"'], ['"a..b"', '"-ä.de"', '"ä b"', '""']),
     ({'type': 'string', 'format': 'idn-email'}, ['"müller@exämple.de"', '"실례@실례.테스트"'], ['"ä..b@c.de"', '"ä@-b.de"']),
     ({'type': 'string', 'format': 'url'}, ['"https://a.b:80/c?d#e"'], ['"mailto:a@b"', '"http:///a"']),
     ({'type': 'string', 'format': 'iso-date-time'}, ['"2024-02-29T00:00:00"', '"2024-02-29T00:00:00+01:00"'], ['"2023-02-29T00:00:00"']),
     (properties(['pet'], pet={'oneOf': [{'$ref': '#/$defs/Cat'}, {'$ref': '#/$defs/Dog'}], 'discriminator': {'propertyName': 'kind'}}) |
      {'$defs': {'Cat': CAT, 'Dog': DOG}}, ['{"pet": {"kind": "dog", "barks": true}}'], ['{"pet": {"kind": "dog", "lives": 9}}']),
+    ({'pattern': '^[\\u{1F600}-\\u{1f64F}]\\u{41}$'}, ['"😀A"'], ['"AA"', '"🙐A"']),
+    (properties(['n'], n=properties(['c'], c={'items': {'$ref': 'T0'}}) | {'$id': 'T0'}), ['{"n": {"c": [{"c": []}]}}'], ['{"n": {"c": [1]}}']),
+    (properties(['a', 'b'], a={'$ref': 'b#/$defs/C'}, b={'$ref': '/x/b#n'}) | {'$id': 'https://e.com/x/a', '$defs': {
+        'B': {'$id': 'b', 'type': 'integer', '$defs': {'C': {'type': 'null'}, 'D': {'$anchor': 'n', 'type': 'boolean'}}}}},
+     ['{"a": null, "b": true}'], ['{"a": 1, "b": true}', '{"a": null, "b": 1}']),
+    ({'items': {'type': 'integer', 'minimum': 0, 'exclusiveMaximum': 7}, 'uniqueItems': True}, ['[0, 6]', '[]', '[6, 5, 4, 3, 2, 1, 0]'], ['[1, 1]', '[7]']),
+    ({'$ref': '#/$defs/t', 'prefixItems': [{'type': 'string'}], '$defs': {'t': {'prefixItems': [{}, {'type': 'integer'}]}}}, ['["a", 1]'], ['[1, 1]', '["a", "b"]', '["a", 1, 1]']),
+    ({'allOf': [{'prefixItems': [{'minimum': 3}]}, {'maxItems': 2}], 'items': {'type': 'integer'}}, ['[3, 1]'], ['[1, 3]', '[3, 1, 1]']),
+    ({'prefixItems': [{'type': 'string'}], 'allOf': [{'prefixItems': [True, {'type': 'null'}]}], 'unevaluatedItems': False}, ['["a", null]'], ['["a", null, 1]']),
     ({'type': 'string', 'format': 'date-time', 'pattern': ZOD_TIME}, ['"2024-02-29T23:59:59.5Z"'], ['"2023-02-29T00:00:00Z"', '"2024-02-29T00:00:00+01:00"']),
 ])
 def test_what_once_failed(schema, good, bad):

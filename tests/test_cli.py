@@ -839,7 +839,7 @@ BAD_REQUESTS = [
     ('{"messages": [{"role": "user", "content": [{"type": "text"}]}]}', 'messages[0].content[0].text'),
     ('{"messages": [{"role": "user"}], "temperature": "x"}', 'temperature'),
     ('{"messages": [{"role": "tool", "content": "x"}]}', 'messages[0]'),
-    (b'{"messages": [{"role": "user", "content": "a\\u0000b"}]}', ''),
+    (b'{"messages": [{"role": "user", "content": "a"}], "stop": "\\u0000"}', 'a NUL character'),
 ]
 
 

@@ -39,6 +39,18 @@ def called(message):
 
 # ---------------------------------------------------------------------------------------------- text of other kinds
 
+def test_nul(odd):
+    """In messages it becomes U+FFFD, and a warning says so; elsewhere it is an error."""
+    request = {'messages': [dict(HI, content='a\0b\\\\u0000')], 'max_tokens': 1}
+    assert 'a\ufffdb\\\\u0000' in render(request)
+    for given in (request, {'custom_id': '1', 'body': request}):
+        got = one(odd, given)
+        got = got.get('response', {}).get('body', got)
+        assert got['choices'][0]['warnings'][0] == 'a NUL character (\\u0000) became U+FFFD'
+    got, = jsonl(odd, dict(request, stop='\0'), status=1)
+    assert got['error']['message'] == 'a NUL character outside of messages'
+
+
 def test_half_a_surrogate_pair(odd):
     """As JSON.stringify writes a cut emoji."""
     for text, want in [(r'"a\ud83d"', 'a\ufffd'), (r'"\udc4d b"', '\ufffd b'), (r'"\ud83d\ud83d\ude00"', '\ufffd\U0001f600'),
@@ -181,6 +193,22 @@ def test_prefix(odd):
     got = one(odd, dict(request, temperature=0, max_tokens=8))
     ids = answer('render', '-m', odd, '--ids', stdin=json.dumps(request)).split()
     assert got['usage']['prompt_tokens'] == len(ids) and got['usage']['completion_tokens'] == 8
+
+
+@pytest.mark.parametrize('begun', ['{', ' {"na', '{"name":\n', '{"name": "x\\u00', '{"name": "\u00e9", "age": 1', '{"name": "x", "age": 10}'])
+def test_prefix_of_a_schema(odd, begun):
+    """The message and the answer are a value together, also at the least limit; without one that is said."""
+    schema = {'type': 'object', 'properties': {'name': {'type': 'string', 'maxLength': 5}, 'age': {'type': 'integer', 'maximum': 99}},
+              'required': ['name', 'age']}
+    request = ask([HI, {'role': 'assistant', 'content': begun, 'prefix': True}], temperature=3, top_k=0, top_p=1, format=schema)
+    for limit in (8, 60):
+        for seed in range(3):
+            got, = jsonl(odd, dict(request, max_tokens=limit, seed=seed), status=None)
+            if 'error' in got:
+                assert limit == 8 and 'needs at least' in got['error']['message']
+                continue
+            value = json.loads(begun.strip() + content(got))
+            assert list(value) == ['name', 'age'] and len(value['name']) <= 5 and value['age'] <= 99
 
 
 # ---------------------------------------------------------------------------------------------- limits, ends, penalties
@@ -421,7 +449,8 @@ def test_parse_options(tmp_path):
     assert parse('Hm.\n<channel|>Hi', '--open-thought')['reasoning_content'] == 'Hm.'
     assert parse('thought\nHm.', '--think') == {'role': 'assistant', 'content': '', 'reasoning_content': 'Hm.',
                                               'warnings': ['the thought did not end: there is no answer']}
-    assert parse('thought\nHm.') == {'role': 'assistant', 'content': 'thought\nHm.'}
+    assert parse('thought\nHm.') == {'role': 'assistant', 'content': 'thought\nHm.',
+                                     'warnings': ['the answer may be a thought: it begins with the header of one']}
     tools = tmp_path / 'tools.json'
     tools.write_text('[{"name": "sh", "inputSchema": {"properties": {"c": {"type": "string"}}}}]')
     assert called(parse('<channel|>call:sh{c:5}', '--tools', tools)) == [('sh', {'c': '5'})]

@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 
 from conftest import answer, complaint, ids_of, run, write_json
-from random_schema import random_parameters, random_schema
+from random_schema import random_mixture, random_parameters, random_schema
 from test_jsonl import ask, content, one
 
 PERSON = {'type': 'object', 'properties': {'name': {'type': 'string', 'maxLength': 20}, 'age': {'type': 'integer', 'minimum': 0, 'maximum': 150}},
@@ -56,6 +56,23 @@ def test_random_schemas_and_seeds(request, model, count, sampling):
     for schema, limit, got in zip(schemas, limits, ask_all(limits)):
         check(schema, content(got))
         assert got['usage']['completion_tokens'] <= limit and 'warnings' not in got['choices'][0]
+
+
+def test_mixtures(odd):
+    """Whatever keywords stand together: the schema is refused, by its JSON pointer, or the answer validates."""
+    rng = random.Random(3)
+    schemas = [random_mixture(rng) for _ in range(1000 * TIMES)]
+    lines = ''.join(json.dumps(ask(seed=i, max_tokens=60, temperature=3, top_k=0, top_p=1, response_format=format_of(s))) + '\n'
+                    for i, s in enumerate(schemas))
+    answers = [json.loads(line) for line in run('-m', odd, '--jsonl', stdin=lines, timeout=600 * TIMES).stdout.decode().split('\n')[:-1]]
+    n_answers = 0
+    for schema, got in zip(schemas, answers, strict=True):
+        if 'error' in got:
+            assert re.search('#|needs at least|: must be an object', got['error']['message']), got
+        else:
+            check(schema, content(got))
+            n_answers += 1
+    assert n_answers > len(schemas) / 3
 
 
 def is_sorted(schema, value, root):
