@@ -28,7 +28,7 @@ ENGINE = model.o session.o cache.o saved.o checkpoint.o config.o lora.o fields.o
          keywords.o values.o document.o numbers.o states.o program.o stringset.o pattern.o \
          vocabulary.o
 PROGRAM = main.o info.o options.o find.o repl.o edit.o markdown.o settings.o dropped.o transcript.o newfile.o jsonl.o request.o conversation.o tools.o \
-          check.o engine.o guide.o generate.o score.o bench.o $(ENGINE)
+          check.o guide.o generate.o score.o bench.o $(ENGINE)
 TESTS = test_safetensors test_threads tsan_threads test_tokenizer test_sampler test_chat test_answer test_schema test_tools test_markdown test_slots test_image test_image_gpu \
         test_model test_draft test_draft_gpu test_emu test_gpu test_kernels test_fp4 \
         test_attention test_head test_fetch test_plan test_hand_over tsan_hand_over $(RACES)

@@ -81,7 +81,7 @@ def program():
         s.box(x, 20, w, 66, name, notes)
     s.box(100, 122, 318, 66, 'conversation.c', ['tools.c', 'a turn; what the model calls is run'])
     s.box(442, 122, 312, 66, 'generate.c',
-          ['guide.c engine.c', 'the loop from prompt to answer'], 'strong')
+          ['guide.c', 'the loop from prompt to answer'], 'strong')
     s.box(784, 122, 160, 66, 'draft.c', ['adapt.c', "a drafter's guesses"])
     s.box(100, 234, 144, 96, 'chat.c', ['declare.c', 'messages to prompt,', 'July 2026 template'])
     s.box(268, 234, 138, 96, 'tokenizer.c', ['text to ids,', 'byte-pair encoding'])
