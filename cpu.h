@@ -9,7 +9,7 @@
  *     attention.c  moe.c  head.c      the operations of a layer, the logits
  *     flash.c                         flash attention
  *     residual.c                      the residual stream and its norms
- *     nvfp4.c                         a matrix times tokens
+ *     multiply.c                      a matrix times tokens
  *     strips.c                        a matrix times many tokens, with AVX2 or NEON
  *     threads.c                       tasks for all threads
  *     kernels.h                       dot products and number formats, for each kind of CPU
@@ -229,7 +229,7 @@ static inline void *map_pages(size_t bytes) {
     return p == MAP_FAILED ? NULL : p;
 }
 
-/* ---- nvfp4.c: a matrix times tokens ---- */
+/* ---- multiply.c: a matrix times tokens ---- */
 
 /* Room for `n` tokens; packed: also for their packed form.  The caller frees x and packed. */
 Input input_new(int packed, int64_t n, int64_t cols);

@@ -255,7 +255,7 @@ typedef struct {
     void (*dot_int8)(const int8_t *const q[ROWS], const int16_t *y, int cols, int64_t out[ROWS],
                      int ahead);
 
-    /* ---- many tokens in strips of BF16, with AMX and neon-bf16, otherwise NULL: see nvfp4.c ----
+    /* ---- many tokens in strips of BF16, with AMX and neon-bf16, else NULL: see multiply.c ----
      *
      * Both factors are BF16.  W is exact where it is BF16; where it is NVFP4, which without the
      * matrix's scale is a value of two bits times a block's scale of four; and where it is FP8

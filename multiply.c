@@ -1,4 +1,4 @@
-/* nvfp4.c - a matrix times tokens on the CPU, whatever the weights' format.
+/* multiply.c - a matrix times tokens on the CPU, whatever the weights' format.
  *
  * One product serves everything: `multiply`, a block of rows times every token, by the kernels of
  * kernels.h.  A single token is bound by memory: W is read once, row after row, fetched ahead.  A
