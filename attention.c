@@ -64,24 +64,13 @@ void attention_reserve(Device *d, int group, int dim) {
     int64_t queries = (int64_t)TOKENS_PER_TASK * group, most = MAX_SHARED;
     if (most < FEW_TOKENS * d->c->n_heads) most = FEW_TOKENS * d->c->n_heads;
     d->n_shared = (int)most;
-    d->shared_out = floats(most, dim);
-    d->shared = xcalloc(most, sizeof *d->shared);
-    d->found = xcalloc(most, sizeof *d->found);
+    d->shared_out = floats(d, most, dim);
+    d->shared = own(d, xcalloc(most, sizeof *d->shared));
+    d->found = own(d, xcalloc(most, sizeof *d->found));
     for (int i = 0; i < d->pool.n_threads; i++) {
-        d->att_score[i] = floats(queries, PART_KEYS);
-        d->att_out[i] = floats(queries, dim);
-        d->att_found[i] = xcalloc(2 * queries, sizeof **d->att_found);
-    }
-}
-
-void attention_free(Device *d) {
-    free(d->shared_out);
-    free(d->shared);
-    free(d->found);
-    for (int i = 0; i < d->pool.n_threads; i++) {
-        free(d->att_score[i]);
-        free(d->att_out[i]);
-        free(d->att_found[i]);
+        d->att_score[i] = floats(d, queries, PART_KEYS);
+        d->att_out[i] = floats(d, queries, dim);
+        d->att_found[i] = own(d, xcalloc(2 * queries, sizeof **d->att_found));
     }
 }
 

@@ -37,10 +37,6 @@
  * it, compare prompts of 512 tokens with GEMMA4_CPU=avx512. */
 #define PANEL_TOKENS 256
 
-Input input_new(int packed, int64_t n, int64_t cols) {
-    return (Input){.x = floats(n, cols), .packed = packed ? xaligned(n * packed_size(cols)) : NULL};
-}
-
 static int is_grouped(const Weight *w) { return w->dtype == DT_F8_E4M3 || w->dtype == DT_I32; }
 
 /* An FP8 or integer matrix as the kernels know it, without rows. */
