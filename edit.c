@@ -514,8 +514,6 @@ static int read_key(EditLine *edit, wchar_t *key) {
 
 /* ---- functions that libedit calls for keys ---- */
 
-static char *prompt_text(EditLine *edit) { return (char *)editor_of(edit)->prompt; }
-
 /* Ctrl-C, which is a key and sends no signal while a line is edited.  It ends the line, which
  * editor_read then drops. */
 static unsigned char drop_line(EditLine *edit, int key) {
@@ -824,7 +822,6 @@ static int set_up(Editor *e, Error *err) {
     if (!e->edit) return fail(err, "cannot set up the terminal");
     e->is_dumb = is_dumb(e->edit);
     el_set(e->edit, EL_CLIENTDATA, e);
-    el_set(e->edit, EL_PROMPT, prompt_text);
     el_set(e->edit, EL_EDITOR, "emacs");
     el_set(e->edit, EL_HIST, history, e->history);
     el_wset(e->edit, EL_GETCFN, read_key);
