@@ -7,7 +7,6 @@
 #include "compile.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 #include "json.h"
 

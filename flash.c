@@ -7,7 +7,6 @@
 #include "cpu.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 Flash *flash_new(Device *d, int64_t dim) {

@@ -168,13 +168,18 @@ static int read_prompt(const Engine *e, Generation *g, Error *err) {
     return bad;
 }
 
+/* How many tokens the context still has room for. */
+static int room_left(const Run *r) {
+    int n_held;
+    session_ids(r->e->session, &n_held);
+    return (int)session_context(r->e->session) - n_held;
+}
+
 /* How many tokens the limits leave to the answer.  The last token needs no room in the context:
  * nothing follows it. */
 static int tokens_left(const Run *r) {
     const Generation *g = r->g;
-    int n_held;
-    session_ids(r->e->session, &n_held);
-    int left = (int)session_context(r->e->session) - n_held + 1, more = g->max_tokens - g->answer.n;
+    int left = room_left(r) + 1, more = g->max_tokens - g->answer.n;
     return g->max_tokens >= 0 && more < left ? more : left;
 }
 
@@ -242,9 +247,7 @@ static int next_token(Run *r, Error *err) {
     g->finish = FINISH_STOP;
     if (g->on_token) g->on_token(g->arg, id, ends);
     if (ends || add_token(r, id)) return 1;
-    int n_held;
-    session_ids(r->e->session, &n_held);
-    if (n_held == session_context(r->e->session)) {
+    if (!room_left(r)) {
         g->finish = FINISH_LENGTH;
         g->full = g->answer.n != g->max_tokens;
         return 1;

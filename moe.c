@@ -97,7 +97,7 @@ void cpu_route(Device *d, const Layer *l) {
     Feed f = {.d = d, .l = l};
     parallel(d, d->n, route_input_task, &f);
     Input in = d->y;
-    in.records = NULL;                  /* nothing is rounded that chooses experts */
+    in.records = NULL;                  /* the scores that choose experts are not rounded */
     project((Projection){d, {&l->router}, in, {d->score}, d->n});
     parallel(d, d->n, choose_task, &f);
 }

@@ -12,10 +12,8 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
-#include <wchar.h>
 
 #include "conversation.h"
-#include "declare.h"
 #include "dropped.h"
 #include "edit.h"
 #include "json.h"
