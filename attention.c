@@ -663,5 +663,5 @@ void cpu_attn_out(Device *d, const Layer *l) {
     Attention a = {.d = d, .l = l};
     if (needs_packing(d, &l->o, d->att, d->n)) parallel(d, d->n, pack_attention_task, &a);
     project((Projection){d, {&l->o}, d->att, {d->y.x}, d->n});
-    add_normed(d, l->post_attention_norm);
+    add_normed(d, d->x, d->y.x, l->post_attention_norm, d->n, d->c->hidden);
 }

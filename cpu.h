@@ -358,11 +358,11 @@ void rms_norm(const Device *d, float *y, const float *x, const float *weight, in
 /* d->y = RMSNorm(d->x, weight), packed: the input of products. */
 void normed_input(Device *d, const float *weight);
 
-/* d->x += RMSNorm(d->y.x, weight). */
-void add_normed(Device *d, const float *weight);
+/* x += RMSNorm(y, weight) for n rows of `size` numbers; y is overwritten. */
+void add_normed(Device *d, float *x, float *y, const float *weight, int n, int size);
 
-/* x [rows][hidden] in place: RMSNorm(x, weight) of each row, for the step's tokens. */
-void norm_rows(Device *d, float *x, const float *weight);
+/* y = RMSNorm(x, weight) for n rows of `size` numbers; x and y may be the same. */
+void norm_rows(Device *d, float *y, float *x, const float *weight, int n, int size);
 
 /* Begins a step of n tokens at position pos. */
 void begin_step(Device *d, int n, int64_t pos);

@@ -48,7 +48,7 @@ void cpu_mlp(Device *d, const Layer *l) {
     int size = task_rows(d, &l->gate, f.in, d->n);
     parallel(d, n_blocks(d->c->intermediate, size), gate_up_task, &f);
     project((Projection){d, {&l->down}, d->gate, {d->h1}, d->n});
-    if (l->post_mlp_norm) norm_rows(d, d->h1, l->post_mlp_norm);
+    if (l->post_mlp_norm) norm_rows(d, d->h1, d->h1, l->post_mlp_norm, d->n, d->c->hidden);
 }
 
 /* ---- the router ---- */
