@@ -162,7 +162,7 @@ static void qkv_task(void *arg, int t, int thread) {
 }
 
 void cpu_qkv(Device *d, const Layer *l, KvCache *kv) {
-    normed_input(d, l->input_norm);
+    normed_input(d, d->x, l->input_norm, d->n);
     project((Projection){d, {&l->q, &l->k, &l->v}, d->y, {d->q, d->k, d->v}, d->n});
     fill_rope(d, l);
     parallel(d, d->n, qkv_task, &(Attention){.d = d, .l = l, .kv = kv});

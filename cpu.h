@@ -355,8 +355,8 @@ void multiply_float_strips(const Kernels *kn, const float *rows, int stride, int
  * the same. */
 void rms_norm(const Device *d, float *y, const float *x, const float *weight, int n);
 
-/* d->y = RMSNorm(d->x, weight), packed: the input of products. */
-void normed_input(Device *d, const float *weight);
+/* d->y = RMSNorm(x, weight) for n rows [hidden], packed: the input of products. */
+void normed_input(Device *d, float *x, const float *weight, int n);
 
 /* x += RMSNorm(y, weight) for n rows of `size` numbers; y is overwritten. */
 void add_normed(Device *d, float *x, float *y, const float *weight, int n, int size);

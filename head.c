@@ -69,7 +69,7 @@ static float soft_cap(const Device *d, float l) {
 typedef struct {
     Device *d;
     float *logits;
-    int first, count;                   /* tokens */
+    int count;                          /* tokens */
     Input in;
 } Head;
 
@@ -86,19 +86,9 @@ static void head_task(void *arg, int task, int thread) {
     }
 }
 
-static void head_input_task(void *arg, int t, int thread) {
-    Head *h = arg;
-    Device *d = h->d;
-    int hidden = d->c->hidden;
-    const float *x = d->x + (int64_t)(h->first + t) * hidden;
-    (void)thread;
-    rms_norm(d, d->y.x + (int64_t)t * hidden, x, d->w->final_norm, hidden);
-    pack(d, d->y, t, hidden, 0, hidden);
-}
-
 void cpu_head(Device *d, int first, int count, float *logits) {
-    Head h = {d, logits, first, count, {0}};
-    parallel(d, count, head_input_task, &h);
+    Head h = {.d = d, .logits = logits, .count = count};
+    normed_input(d, d->x + (int64_t)first * d->c->hidden, d->w->final_norm, count);
     h.in = with_strips(d, d->y, d->c->hidden, count);
     h.in.records = NULL;                /* logits are not rounded */
     parallel(d, n_blocks(d->c->vocab, d->dense_rows), head_task, &h);
@@ -279,7 +269,7 @@ int cpu_top(Device *d, int token, int k, int *ids, float *logits) {
     TopSearch *a = &s->search;
     a->k = k < vocab ? k : vocab;
     a->n_rows = 0;
-    parallel(d, 1, head_input_task, &(Head){.d = d, .first = token, .count = 1});
+    normed_input(d, d->x + (int64_t)token * d->c->hidden, d->w->final_norm, 1);
     round_input(a);
     memset(a->has_lower, 0, (size_t)d->pool.n_threads);
     begin_lower(a, 0);

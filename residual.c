@@ -27,8 +27,8 @@ static void input_task(void *arg, int t, int thread) {
     pack(a->d, a->d->y, t, a->size, 0, a->size);
 }
 
-void normed_input(Device *d, const float *weight) {
-    parallel(d, d->n, input_task, &(Norm){d, d->x, d->y.x, weight, d->c->hidden});
+void normed_input(Device *d, float *x, const float *weight, int n) {
+    parallel(d, n, input_task, &(Norm){d, x, d->y.x, weight, d->c->hidden});
 }
 
 static void add_task(void *arg, int t, int thread) {
