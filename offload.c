@@ -1,8 +1,8 @@
 /* offload.c - experts on the CPU for a GPU.  See offload.h.
  *
  * An Offload is a device of the CPU (cpu.h) of which only `experts` is called (moe.c), so that both
- * devices share one implementation.  The arrays of the hand-over take the place of its x, its choice
- * and its h2.  Memory that is never written, as these and most others, costs no pages. */
+ * devices share one implementation.  The arrays of the hand-over take the place of its x, its
+ * choice and its h2.  Memory that is never written, as these and most others, costs no pages. */
 #include "offload.h"
 
 #include "cpu.h"
