@@ -6,6 +6,7 @@
 #include "repl.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -58,10 +59,12 @@ typedef struct {
 } Repl;
 
 static volatile sig_atomic_t *interrupted;      /* the Engine's, for the signal handler */
+static pthread_t chat_thread;                   /* that reads lines */
 
+/* Passes the signal on to the thread that reads lines: see on_resize in edit.c. */
 static void on_interrupt(int signal_number) {
-    (void)signal_number;
-    *interrupted = 1;
+    if (pthread_equal(pthread_self(), chat_thread)) *interrupted = 1;
+    else pthread_kill(chat_thread, signal_number);
 }
 
 /* ---- the conversation ---- */
@@ -634,6 +637,7 @@ int run_repl(Engine *e, const char *file, const cJSON *media, const char *text, 
     Repl r = {.e = e, .thoughts = THOUGHTS_FOLDED};
     Buf question = {0};
     interrupted = e->interrupted;
+    chat_thread = pthread_self();
     sigaction(SIGINT, &(struct sigaction){.sa_handler = on_interrupt}, NULL);
     buf_puts(&r.system, e->system ? e->system : "");
     new_conversation(&r);
