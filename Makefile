@@ -18,17 +18,16 @@ endif
 HARDENED_LINK = -pie -Wl,-z,relro,-z,now
 ALL_CFLAGS = -std=gnu11 $(WARNINGS) -pthread $(HARDENED) $(CFLAGS)
 LIBS = -lcjson -ledit -lm
-# The CPU: nvfp4.c, attention.c … beside the GPU's files of the same names, of which only GPU_OBJECTS
-# become objects.
-CPU = cpu.o offload.o handover.o slots.o nvfp4.o strips.o residual.o flash.o attention.o moe.o head.o \
+# The CPU: attention.c, moe.c … beside the GPU's files of the same names, of which only GPU_OBJECTS become objects.
+CPU = cpu.o offload.o handover.o slots.o multiply.o strips.o residual.o flash.o attention.o moe.o head.o \
       vision.o threads.o kernels.o kernels_c.o kernels_x86.o kernels_neon.o
 ENGINE = model.o session.o cache.o saved.o checkpoint.o config.o lora.o fields.o safetensors.o directory.o \
          draft.o adapt.o plain.o $(CPU) tokenizer.o sampler.o chat.o answer.o call.o declare.o media.o ffmpeg.o image.o orient.o json.o \
-         util.o sniff.o textfile.o schema.o objects.o arrays.o constants.o apart.o holds.o ranges.o formats.o places.o \
+         util.o sniff.o textfile.o schema.o objects.o arrays.o constants.o apart.o holds.o ranges.o strings.o places.o \
          keywords.o values.o document.o numbers.o states.o program.o stringset.o pattern.o \
          vocabulary.o
 PROGRAM = main.o info.o options.o find.o repl.o edit.o markdown.o settings.o dropped.o transcript.o newfile.o jsonl.o request.o conversation.o tools.o \
-          check.o engine.o guide.o generate.o score.o bench.o $(ENGINE)
+          check.o guide.o generate.o score.o bench.o $(ENGINE)
 TESTS = test_safetensors test_threads tsan_threads test_tokenizer test_sampler test_chat test_answer test_schema test_tools test_markdown test_slots test_image test_image_gpu \
         test_model test_draft test_draft_gpu test_emu test_gpu test_kernels test_fp4 \
         test_attention test_head test_fetch test_plan test_hand_over tsan_hand_over $(RACES)

@@ -9,7 +9,6 @@
 #define _GNU_SOURCE
 #include "answer.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #include "chat.h"

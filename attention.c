@@ -64,24 +64,13 @@ void attention_reserve(Device *d, int group, int dim) {
     int64_t queries = (int64_t)TOKENS_PER_TASK * group, most = MAX_SHARED;
     if (most < FEW_TOKENS * d->c->n_heads) most = FEW_TOKENS * d->c->n_heads;
     d->n_shared = (int)most;
-    d->shared_out = floats(most, dim);
-    d->shared = xcalloc(most, sizeof *d->shared);
-    d->found = xcalloc(most, sizeof *d->found);
+    d->shared_out = floats(d, most, dim);
+    d->shared = own(d, xcalloc(most, sizeof *d->shared));
+    d->found = own(d, xcalloc(most, sizeof *d->found));
     for (int i = 0; i < d->pool.n_threads; i++) {
-        d->att_score[i] = floats(queries, PART_KEYS);
-        d->att_out[i] = floats(queries, dim);
-        d->att_found[i] = xcalloc(2 * queries, sizeof **d->att_found);
-    }
-}
-
-void attention_free(Device *d) {
-    free(d->shared_out);
-    free(d->shared);
-    free(d->found);
-    for (int i = 0; i < d->pool.n_threads; i++) {
-        free(d->att_score[i]);
-        free(d->att_out[i]);
-        free(d->att_found[i]);
+        d->att_score[i] = floats(d, queries, PART_KEYS);
+        d->att_out[i] = floats(d, queries, dim);
+        d->att_found[i] = own(d, xcalloc(2 * queries, sizeof **d->att_found));
     }
 }
 
@@ -173,7 +162,7 @@ static void qkv_task(void *arg, int t, int thread) {
 }
 
 void cpu_qkv(Device *d, const Layer *l, KvCache *kv) {
-    normed_input(d, l->input_norm);
+    normed_input(d, d->x, l->input_norm, d->n);
     project((Projection){d, {&l->q, &l->k, &l->v}, d->y, {d->q, d->k, d->v}, d->n});
     fill_rope(d, l);
     parallel(d, d->n, qkv_task, &(Attention){.d = d, .l = l, .kv = kv});
@@ -674,5 +663,5 @@ void cpu_attn_out(Device *d, const Layer *l) {
     Attention a = {.d = d, .l = l};
     if (needs_packing(d, &l->o, d->att, d->n)) parallel(d, d->n, pack_attention_task, &a);
     project((Projection){d, {&l->o}, d->att, {d->y.x}, d->n});
-    add_normed(d, l->post_attention_norm);
+    add_normed(d, d->x, d->y.x, l->post_attention_norm, d->n, d->c->hidden);
 }

@@ -80,7 +80,7 @@ typedef struct {
     volatile uint64_t sum;              /* keeps the compiler from dropping the reads */
 } ReadThread;
 
-/* Reads at four places at once, with prefetch, as sum_rows (nvfp4.c) reads weights.  Reading one
+/* Reads at four places at once, with prefetch, as sum_rows (multiply.c) reads weights.  Reading one
  * place after the other was a third slower. */
 static void *read_all(void *arg) {
     ReadThread *r = arg;

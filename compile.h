@@ -258,7 +258,7 @@ int names_at(const Place *p, const char ***names);
 /* Whether a member of that name may be written. */
 int may_have(const Compiler *c, const Place *p, const char *name);
 
-/* ---- formats.c ---- */
+/* ---- strings.c ---- */
 
 /* Cuts *set (NULL: all strings) with the strings that a regular expression (source) matches, or
  * with all others (not).  Takes *set over and replaces it.  Returns 0, or -1 with an error about

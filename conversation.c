@@ -4,8 +4,6 @@
 
 #include <poll.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
 #include "declare.h"
 #include "json.h"

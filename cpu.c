@@ -42,6 +42,8 @@ static Sizes sizes_of(const Config *c, const Weights *w) {
     return s;
 }
 
+static int *ints(Device *d, int64_t n) { return own(d, xcalloc(n, sizeof(int))); }
+
 /* d->strips, where the device uses any: for the tokens of a step, for the slots of its experts, or
  * for a picture's patches. */
 static void reserve_strips(Device *d, Sizes s) {
@@ -57,72 +59,74 @@ static void reserve_strips(Device *d, Sizes s) {
     if (patches > most) most = patches;
     if (up > most) most = up;
     if (down > most) most = down;
-    d->strips = xaligned(most);
-    d->strip_expert = xcalloc(strips, sizeof(int));
-    d->first_strip = xcalloc(c->n_experts, sizeof(int));
+    d->strips = own(d, xaligned(most));
+    d->strip_expert = ints(d, strips);
+    d->first_strip = ints(d, c->n_experts);
 }
 
 /* Everything of Device that grows with max_n. */
 static void reserve_activations(Device *d, Sizes s) {
     const Config *c = d->c;
-    int max_n = d->max_n, packed = d->rounds_activations;
+    int max_n = d->max_n;
     int64_t slots = (int64_t)max_n * c->top_k, chosen = (int64_t)c->top_k * c->expert_size;
-    d->x = floats(max_n, c->hidden);
-    d->y = input_new(packed, max_n, c->hidden);
-    d->q = floats(max_n, s.q);
-    d->q_turning = floats(max_n, s.q);
-    d->att = input_new(packed, max_n, s.q);
-    d->k = floats(max_n, s.kv);
-    d->v = floats(max_n, s.kv);
-    d->gate = input_new(0, max_n, c->intermediate > chosen ? c->intermediate : chosen);
-    d->up = floats(max_n, c->intermediate > chosen ? c->intermediate : chosen);
-    if (packed) {
+    d->x = floats(d, max_n, c->hidden);
+    d->y.x = floats(d, max_n, c->hidden);
+    d->q = floats(d, max_n, s.q);
+    d->q_turning = floats(d, max_n, s.q);
+    d->att.x = floats(d, max_n, s.q);
+    d->k = floats(d, max_n, s.kv);
+    d->v = floats(d, max_n, s.kv);
+    d->gate.x = floats(d, max_n, c->intermediate > chosen ? c->intermediate : chosen);
+    d->up = floats(d, max_n, c->intermediate > chosen ? c->intermediate : chosen);
+    if (d->rounds_activations) {
         int64_t dense = max_n * packed_size(c->intermediate);
         int64_t experts = slots * packed_size(c->expert_size);
-        d->gate.packed = xaligned(dense > experts ? dense : experts);
+        d->y.packed = own(d, xaligned(max_n * packed_size(c->hidden)));
+        d->att.packed = own(d, xaligned(max_n * packed_size(s.q)));
+        d->gate.packed = own(d, xaligned(dense > experts ? dense : experts));
     }
     if (d->panels) {
         int64_t dense = max_n * record_bytes(d, c->intermediate);
         int64_t experts = slots * record_bytes(d, c->expert_size);
-        d->y.records = xaligned(max_n * record_bytes(d, c->hidden));
-        d->att.records = xaligned(max_n * record_bytes(d, s.q));
-        d->gate.records = xaligned(dense > experts ? dense : experts);
+        d->y.records = own(d, xaligned(max_n * record_bytes(d, c->hidden)));
+        d->att.records = own(d, xaligned(max_n * record_bytes(d, s.q)));
+        d->gate.records = own(d, xaligned(dense > experts ? dense : experts));
     }
-    d->h1 = floats(max_n, c->hidden);
-    d->h2 = floats(max_n, c->hidden);
-    d->expert_out = floats(max_n, (int64_t)c->top_k * c->hidden);
-    d->score = floats(max_n, c->n_experts);
-    d->expert_weight = floats(max_n, c->top_k);
-    d->cos = floats(max_n, s.dim / 2);
-    d->sin = floats(max_n, s.dim / 2);
-    d->last = xcalloc(max_n, sizeof(int));
-    d->expert = xcalloc(slots, sizeof(int));
-    d->slot_token = xcalloc(slots, sizeof(int));
-    d->slot_of = xcalloc(slots, sizeof(int));
-    d->first_slot = xcalloc(c->n_experts + 1, sizeof(int));
-    d->chosen = xcalloc(c->n_experts + 1, sizeof(int));
+    d->h1 = floats(d, max_n, c->hidden);
+    d->h2 = floats(d, max_n, c->hidden);
+    d->expert_out = floats(d, max_n, (int64_t)c->top_k * c->hidden);
+    d->score = floats(d, max_n, c->n_experts);
+    d->expert_weight = floats(d, max_n, c->top_k);
+    d->cos = floats(d, max_n, s.dim / 2);
+    d->sin = floats(d, max_n, s.dim / 2);
+    d->last = ints(d, max_n);
+    d->expert = ints(d, slots);
+    d->slot_token = ints(d, slots);
+    d->slot_of = ints(d, slots);
+    d->first_slot = ints(d, c->n_experts + 1);
+    d->chosen = ints(d, c->n_experts + 1);
 }
 
 /* Memory for the adapters' part of a product. */
 static void reserve_adapters(Device *d) {
     int top_k = d->c->top_k > 1 ? d->c->top_k : 1;
     if (!d->w->adapter_width) return;
-    d->low = floats((int64_t)d->max_n * top_k, d->w->adapter_width);
+    d->low = floats(d, (int64_t)d->max_n * top_k, d->w->adapter_width);
     for (int i = 0; i < d->pool.n_threads; i++)
-        d->columns[i] = floats(d->w->adapter_width, 2 * MANY_ROWS);
+        d->columns[i] = floats(d, d->w->adapter_width, 2 * MANY_ROWS);
 }
 
 static void reserve_scratch(Device *d, Sizes s) {
     int n = d->pool.n_threads;
-    d->rows = xcalloc(n, sizeof *d->rows);
-    d->columns = xcalloc(n, sizeof *d->columns);
-    d->att_score = xcalloc(n, sizeof *d->att_score);
-    d->att_out = xcalloc(n, sizeof *d->att_out);
-    d->att_found = xcalloc(n, sizeof *d->att_found);
-    d->flash = xcalloc(n, sizeof *d->flash);
+    d->rows = own(d, xcalloc(n, sizeof *d->rows));
+    d->columns = own(d, xcalloc(n, sizeof *d->columns));
+    d->att_score = own(d, xcalloc(n, sizeof *d->att_score));
+    d->att_out = own(d, xcalloc(n, sizeof *d->att_out));
+    d->att_found = own(d, xcalloc(n, sizeof *d->att_found));
+    d->flash = own(d, xcalloc(n, sizeof *d->flash));
     for (int i = 0; i < n; i++) {
-        d->rows[i] = floats(MANY_ROWS / 2 + 1, s.cols + 64);
-        if (d->rounds_activations && d->kernel->flash) d->flash[i] = flash_new(s.wide);
+        d->rows[i] = floats(d, MANY_ROWS / 2 + 1, s.cols + 64);
+        if (d->rounds_activations && d->kernel->flash) d->flash[i] = flash_new(d, s.wide);
     }
     attention_reserve(d, s.group, s.dim);
 }
@@ -174,8 +178,8 @@ static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *
     if (!exact) d->panels = d->rounds_to_8 ? d->kernel->panels8 : d->kernel->panels;
     d->max_n = o->max_n;
     d->target = o->target;
-    d->pair = floats(2, c->backbone);
-    if (c->backbone) d->logits = floats(1, c->vocab);
+    d->pair = floats(d, 2, c->backbone);
+    if (c->backbone) d->logits = floats(d, 1, c->vocab);
     reserve_activations(d, s);
     reserve_strips(d, s);
     reserve_scratch(d, s);
@@ -187,23 +191,9 @@ static void cpu_close(Device *d) {
     if (!d) return;
     head_copy_free(d);
     sight_free(d);
-    attention_free(d);
-    for (int i = 0; i < d->pool.n_threads; i++) {
-        free(d->rows[i]);
-        free(d->columns[i]);
-        flash_free(d->flash[i]);
-    }
     pool_close(&d->pool);
-    void *all[] = {
-        d->x, d->y.x, d->y.packed, d->q, d->q_turning, d->att.x, d->att.packed, d->k, d->v,
-        d->gate.x, d->gate.packed, d->up, d->h1, d->h2, d->last, d->cos, d->sin,
-        d->y.records, d->att.records, d->gate.records,
-        d->score, d->expert, d->expert_weight, d->expert_out, d->slot_token, d->slot_of,
-        d->first_slot, d->chosen, d->strip_expert, d->first_strip, d->pair, d->logits, d->strips,
-        d->rows, d->columns, d->low, d->att_score, d->att_out, d->att_found,
-        d->flash,
-    };
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+    for (int i = 0; i < d->n_owned; i++) free(d->owned[i]);
+    free(d->owned);
     free(d);
 }
 

@@ -9,7 +9,7 @@
  *     attention.c  moe.c  head.c      the operations of a layer, the logits
  *     flash.c                         flash attention
  *     residual.c                      the residual stream and its norms
- *     nvfp4.c                         a matrix times tokens
+ *     multiply.c                      a matrix times tokens
  *     strips.c                        a matrix times many tokens, with AVX2 or NEON
  *     threads.c                       tasks for all threads
  *     kernels.h                       dot products and number formats, for each kind of CPU
@@ -191,6 +191,9 @@ struct Device {
     float **att_out;                    /* sums over V of a part [queries][head_dim] */
     struct Softmax **att_found;         /* of all parts so far, then of one [2 * queries] */
     struct Flash **flash;               /* its entries are NULL where it is never used */
+
+    void **owned;                       /* [n_owned] all memory that cpu_close frees: see own */
+    int n_owned, cap_owned;
 };
 
 /* Lets the processor rest for some 50 cycles, in a loop that waits for another one. */
@@ -211,9 +214,17 @@ static inline int block_end(int block, int rows, int size) {
     return (block + 1) * size < rows ? (block + 1) * size : rows;
 }
 
-/* Room for [n][each] float32 at a multiple of 64 bytes, not initialised, and 16 more, as some
- * kernels read whole vectors.  The caller frees it. */
-static inline float *floats(int64_t n, int64_t each) { return xaligned((n * each + 16) * 4); }
+/* Returns p, which is the device's from now on: cpu_close frees it. */
+static inline void *own(Device *d, void *p) {
+    d->owned = xgrow(d->owned, d->n_owned, &d->cap_owned, sizeof *d->owned);
+    return d->owned[d->n_owned++] = p;
+}
+
+/* Room of the device for [n][each] float32 at a multiple of 64 bytes, not initialised, and 16 more,
+ * as some kernels read whole vectors. */
+static inline float *floats(Device *d, int64_t n, int64_t each) {
+    return own(d, xaligned((n * each + 16) * 4));
+}
 
 static inline void copy(float *to, const float *from, int64_t n) {
     memcpy(to, from, (size_t)n * sizeof *to);
@@ -229,10 +240,7 @@ static inline void *map_pages(size_t bytes) {
     return p == MAP_FAILED ? NULL : p;
 }
 
-/* ---- nvfp4.c: a matrix times tokens ---- */
-
-/* Room for `n` tokens; packed: also for their packed form.  The caller frees x and packed. */
-Input input_new(int packed, int64_t n, int64_t cols);
+/* ---- multiply.c: a matrix times tokens ---- */
 
 /* Row `row` of w as float32 [cols]. */
 void expand_row(const Kernels *kn, const Weight *w, int64_t row, float *out);
@@ -347,14 +355,14 @@ void multiply_float_strips(const Kernels *kn, const float *rows, int stride, int
  * the same. */
 void rms_norm(const Device *d, float *y, const float *x, const float *weight, int n);
 
-/* d->y = RMSNorm(d->x, weight), packed: the input of products. */
-void normed_input(Device *d, const float *weight);
+/* d->y = RMSNorm(x, weight) for n rows [hidden], packed: the input of products. */
+void normed_input(Device *d, float *x, const float *weight, int n);
 
-/* d->x += RMSNorm(d->y.x, weight). */
-void add_normed(Device *d, const float *weight);
+/* x += RMSNorm(y, weight) for n rows of `size` numbers; y is overwritten. */
+void add_normed(Device *d, float *x, float *y, const float *weight, int n, int size);
 
-/* x [rows][hidden] in place: RMSNorm(x, weight) of each row, for the step's tokens. */
-void norm_rows(Device *d, float *x, const float *weight);
+/* y = RMSNorm(x, weight) for n rows of `size` numbers; x and y may be the same. */
+void norm_rows(Device *d, float *y, float *x, const float *weight, int n, int size);
 
 /* Begins a step of n tokens at position pos. */
 void begin_step(Device *d, int n, int64_t pos);
@@ -387,9 +395,8 @@ typedef struct Flash {
     uint8_t *strips;                    /* queries [FLASH_QUERIES / 16][strip_size(wide)] */
 } Flash;
 
-/* For K and V of up to `dim` numbers each, a multiple of 32.  flash_free frees it; NULL may be. */
-Flash *flash_new(int64_t dim);
-void flash_free(Flash *f);
+/* For K and V of up to `dim` numbers each, a multiple of 32.  The device owns it. */
+Flash *flash_new(Device *d, int64_t dim);
 
 /* Before the first keys: n queries, values of v_wide numbers. */
 void flash_begin(Flash *f, int n, int v_wide);
@@ -406,7 +413,6 @@ void flash_keys(const Kernels *kn, Flash *f, int n, const uint16_t *rows, int st
 /* Memory of attention that does not grow with the context, for up to `group` query heads that share
  * their keys, of head_dim `dim`.  d->c and d->pool are there, and the arrays [n_threads]. */
 void attention_reserve(Device *d, int group, int dim);
-void attention_free(Device *d);
 
 /* RoPE of v [2 * half]: dimension i turns with dimension i + half, by an angle whose cosine and
  * sine are cos[i] and sin[i]. */
@@ -430,7 +436,7 @@ void cpu_experts(Device *d, const Layer *l);
 void cpu_head(Device *d, int first, int count, float *logits);
 int cpu_top(Device *d, int token, int k, int *ids, float *logits);
 
-/* Frees the int8 copy of the head and what belongs to it, where there is one. */
+/* Gives the pages of the head's int8 copy back, where there is one. */
 void head_copy_free(Device *d);
 
 /* ---- vision.c ---- */

@@ -1,7 +1,6 @@
 /* declare.c - the tools that a request declares.  See declare.h. */
 #include "declare.h"
 
-#include <stdio.h>
 #include <string.h>
 #include <strings.h>
 

@@ -93,13 +93,11 @@ Drafter *drafter_open(const char *dir, const Model *target, Session *s, int n_dr
                             .memory_limit = o->memory_limit, .target = session_device(s, &none)};
     d->pass = (Pass){.m = m, .ops = o->ops, .kv = borrow_caches(s, d->w, d->c->n_layers)};
     Memory memory = {0};
-    if (o->ops->memory && o->ops->memory(d->c, d->w, &device, &memory, err)) {
-        drafter_close(d);
-        return NULL;
-    }
+    int bad = o->ops->memory && o->ops->memory(d->c, d->w, &device, &memory, err);
     int64_t wanted = memory.weights + memory.activations + memory.head_copy + memory.pictures;
     device.copy_head = memory.head_copy && wanted <= memory.free;
-    if (!(d->pass.device = o->ops->open(d->c, d->w, &device, err))) {
+    if (!bad) d->pass.device = o->ops->open(d->c, d->w, &device, err);
+    if (!d->pass.device) {
         drafter_close(d);
         return NULL;
     }

@@ -20,6 +20,7 @@
 #include <limits.h>
 #include <locale.h>
 #include <poll.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -77,25 +78,29 @@ enum { NO_KEY = -1, INPUT_END = -2, INPUT_BROKEN = -3, RESIZED = -4 };
 enum { ESCAPE_MS = 100, SEQUENCE_MS = 500 };
 
 static volatile sig_atomic_t resized;   /* SIGWINCH has come */
+static pthread_t reader;                /* the thread that reads lines */
 
+/* The system gives the signal to any thread that does not block it: only in the one that reads
+ * lines does it end the wait for a key. */
 static void on_resize(int signal_number) {
-    (void)signal_number;
-    resized = 1;
+    if (pthread_equal(pthread_self(), reader)) resized = 1;
+    else pthread_kill(reader, signal_number);
 }
 
-/* Waits until the input can be read, a signal comes or the terminal's size has changed.  SIGWINCH
- * may come at any time; while it is blocked, none is lost between the question and the wait.
- * Returns as poll. */
-static int wait_for_input(int milliseconds) {
+/* Waits until the input can be read or a signal comes.  SIGWINCH and SIGINT may come at any time;
+ * while they are blocked, none is lost between the question and the wait.  Returns as poll. */
+static int wait_for_input(const Editor *e, int milliseconds) {
     struct pollfd p = {.fd = STDIN_FILENO, .events = POLLIN};
     struct timespec limit = {milliseconds / 1000, milliseconds % 1000 * 1000000L};
     sigset_t block, normal;
     int ready = -1;
     sigemptyset(&block);
     sigaddset(&block, SIGWINCH);
+    sigaddset(&block, SIGINT);
     sigprocmask(SIG_BLOCK, &block, &normal);
     errno = EINTR;
-    if (!resized) ready = ppoll(&p, 1, milliseconds < 0 ? NULL : &limit, &normal);
+    if (!resized && !*e->interrupted)
+        ready = ppoll(&p, 1, milliseconds < 0 ? NULL : &limit, &normal);
     int why = errno;
     sigprocmask(SIG_SETMASK, &normal, NULL);
     errno = why;
@@ -108,7 +113,7 @@ static int wait_for_input(int milliseconds) {
 static int read_byte(const Editor *e, int milliseconds) {
     unsigned char c;
     for (;;) {
-        int ready = wait_for_input(milliseconds);
+        int ready = wait_for_input(e, milliseconds);
         if (!ready) return NO_KEY;
         if (ready < 0 && errno != EINTR) return INPUT_END;
         if (ready < 0 && resized) {
@@ -514,8 +519,6 @@ static int read_key(EditLine *edit, wchar_t *key) {
 
 /* ---- functions that libedit calls for keys ---- */
 
-static char *prompt_text(EditLine *edit) { return (char *)editor_of(edit)->prompt; }
-
 /* Ctrl-C, which is a key and sends no signal while a line is edited.  It ends the line, which
  * editor_read then drops. */
 static unsigned char drop_line(EditLine *edit, int key) {
@@ -824,7 +827,6 @@ static int set_up(Editor *e, Error *err) {
     if (!e->edit) return fail(err, "cannot set up the terminal");
     e->is_dumb = is_dumb(e->edit);
     el_set(e->edit, EL_CLIENTDATA, e);
-    el_set(e->edit, EL_PROMPT, prompt_text);
     el_set(e->edit, EL_EDITOR, "emacs");
     el_set(e->edit, EL_HIST, history, e->history);
     el_wset(e->edit, EL_GETCFN, read_key);
@@ -843,6 +845,7 @@ Editor *editor_open(const char *const *commands, const char *const *settings,
     e->settings = settings;
     e->interrupted = interrupted;
     e->prompt = "> ";
+    reader = pthread_self();
     is_open = !tcgetattr(STDIN_FILENO, &before);
     setlocale(LC_CTYPE, "");
     if (strcmp(nl_langinfo(CODESET), "UTF-8")) setlocale(LC_CTYPE, "C.UTF-8");

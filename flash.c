@@ -7,25 +7,15 @@
 #include "cpu.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
-Flash *flash_new(int64_t dim) {
-    Flash *f = xaligned(sizeof *f);
-    f->query = floats(STRIP_TOKENS, 2 * dim);
-    f->key = floats(MANY_ROWS / 2, 2 * dim);
-    f->out = floats(FLASH_QUERIES, dim);
-    f->strips = xaligned(FLASH_QUERIES / STRIP_TOKENS * strip_size(2 * dim));
+Flash *flash_new(Device *d, int64_t dim) {
+    Flash *f = own(d, xaligned(sizeof *f));
+    f->query = floats(d, STRIP_TOKENS, 2 * dim);
+    f->key = floats(d, MANY_ROWS / 2, 2 * dim);
+    f->out = floats(d, FLASH_QUERIES, dim);
+    f->strips = own(d, xaligned(FLASH_QUERIES / STRIP_TOKENS * strip_size(2 * dim)));
     return f;
-}
-
-void flash_free(Flash *f) {
-    if (!f) return;
-    free(f->query);
-    free(f->key);
-    free(f->out);
-    free(f->strips);
-    free(f);
 }
 
 void flash_begin(Flash *f, int n, int v_wide) {

@@ -1,4 +1,5 @@
-/* generate.c - from prompt ids to an answer: the loop that all modes share.  See generate.h. */
+/* generate.c - from prompt ids to an answer: the loop that all modes share; and the schema that an
+ * Engine keeps.  See generate.h. */
 #include "generate.h"
 
 #include <stdio.h>
@@ -7,6 +8,7 @@
 #include <sys/resource.h>
 
 #include "guide.h"
+#include "json.h"
 
 static int is_stop_id(const Generation *g, int id) {
     for (int i = 0; i < g->n_stop_ids; i++)
@@ -144,6 +146,7 @@ typedef struct {
     int stopped;                        /* 1: a stop string was found */
     int lost_call;                      /* 1: warn_of_lost_call has warned */
     double start;                       /* seconds, before the prompt */
+    int64_t chosen, slot_hits;          /* of the session, before the prompt */
 } Run;
 
 static void run_open(Run *r, const Engine *e, Generation *g) {
@@ -164,22 +167,23 @@ static void run_open(Run *r, const Engine *e, Generation *g) {
 /* The session evaluates the prompt.  Returns as session_sync does. */
 static int read_prompt(const Engine *e, Generation *g, Error *err) {
     session_pictures(e->session, g->span, g->n_spans);
-    int64_t chosen, hits;
-    session_slot_hits(e->session, &chosen, &hits);
-    g->chosen = -chosen;                /* finish adds what there is behind the answer */
-    g->slot_hits = -hits;
     int bad = session_sync(e->session, g->ids, g->n_ids, g->n_stable, &g->n_reused, err);
     session_pictures(e->session, NULL, 0);
     return bad;
+}
+
+/* How many tokens the context still has room for. */
+static int room_left(const Run *r) {
+    int n_held;
+    session_ids(r->e->session, &n_held);
+    return (int)session_context(r->e->session) - n_held;
 }
 
 /* How many tokens the limits leave to the answer.  The last token needs no room in the context:
  * nothing follows it. */
 static int tokens_left(const Run *r) {
     const Generation *g = r->g;
-    int n_held;
-    session_ids(r->e->session, &n_held);
-    int left = (int)session_context(r->e->session) - n_held + 1, more = g->max_tokens - g->answer.n;
+    int left = room_left(r) + 1, more = g->max_tokens - g->answer.n;
     return g->max_tokens >= 0 && more < left ? more : left;
 }
 
@@ -247,9 +251,7 @@ static int next_token(Run *r, Error *err) {
     g->finish = FINISH_STOP;
     if (g->on_token) g->on_token(g->arg, id, ends);
     if (ends || add_token(r, id)) return 1;
-    int n_held;
-    session_ids(r->e->session, &n_held);
-    if (n_held == session_context(r->e->session)) {
+    if (!room_left(r)) {
         g->finish = FINISH_LENGTH;
         g->full = g->answer.n != g->max_tokens;
         return 1;
@@ -275,10 +277,9 @@ static void finish(Run *r) {
     g->n_thought = r->stream.n_thought;
     buf_add(&g->warnings, r->stream.warnings.data, r->stream.warnings.len);
     g->decode_seconds = seconds() - r->start - g->prefill_seconds;
-    int64_t chosen, hits;
-    session_slot_hits(r->e->session, &chosen, &hits);
-    g->chosen += chosen;
-    g->slot_hits += hits;
+    session_slot_hits(r->e->session, &g->chosen, &g->slot_hits);
+    g->chosen -= r->chosen;
+    g->slot_hits -= r->slot_hits;
     if (r->e->drafter) {
         drafter_end(r->e->drafter);
         g->drafts = *drafter_stats(r->e->drafter);
@@ -296,6 +297,7 @@ static void run_close(Run *r) {
 
 int generate(const Engine *e, Generation *g, Error *err) {
     Run r = {.e = e, .g = g, .start = seconds()};
+    session_slot_hits(e->session, &r.chosen, &r.slot_hits);
     buf_add(&g->content, "", 0);
     buf_add(&g->thought, "", 0);
     if (g->schema && leave_room(e, g, err)) return -1;
@@ -318,6 +320,61 @@ void generation_free(Generation *g) {
     calls_free(g->calls, g->n_calls);
     g->calls = NULL;
     g->n_calls = 0;
+}
+
+/* ---- the schema that the engine keeps ---- */
+
+/* Makes room for the schema that is compiled from `key`, which the engine takes over.  Returns 0
+ * where this schema is the one that is kept, and has to be compiled no more. */
+static int make_room(Engine *e, char *key) {
+    if (e->schema && !strcmp(key, e->schema_text)) {
+        free(key);
+        return 0;
+    }
+    if (!e->pieces) {
+        const GenerationConfig *c = model_generation(e->model);
+        /* <turn|> ends an answer of a chat, also where eos_token_id does not list it. */
+        int ends[MAX_EOS + 1];
+        memcpy(ends, c->eos, sizeof c->eos);
+        ends[c->n_eos] = tokenizer_control(e->tokenizer, "<turn|>");
+        int vocab = model_config(e->model)->vocab;
+        e->pieces = pieces_new(e->tokenizer, vocab, ends, c->n_eos + 1);
+    }
+    schema_free(e->schema);
+    e->schema = NULL;
+    e->schema_warning.len = 0;
+    free(e->schema_text);
+    e->schema_text = key;
+    return 1;
+}
+
+Schema *engine_schema(Engine *e, const cJSON *schema, Error *err) {
+    if (make_room(e, json_text(schema))) e->schema = schema_new(e->pieces, schema, err);
+    return e->schema;
+}
+
+/* What calls of these tools are compiled from; the caller frees it. */
+static char *calls_key(const cJSON *tools, const char *kind, const char *name) {
+    Buf key = {0};
+    char *text = json_text(tools);
+    buf_printf(&key, "%s %s %s", kind, name ? name : "", text);
+    free(text);
+    return key.data;
+}
+
+Schema *engine_calls(Engine *e, const cJSON *tools, const char *name, int several, Error *err) {
+    if (make_room(e, calls_key(tools, several ? "calls" : "call", name)))
+        e->schema = schema_calls(e->pieces, tools, name, several, NULL, err);
+    return e->schema;
+}
+
+void engine_hold_calls(Engine *e, Generation *g) {
+    Error err;
+    if (!cJSON_GetArraySize(g->tools) || g->schema || g->raw) return;
+    if (make_room(e, calls_key(g->tools, "any call", NULL)))
+        e->schema = schema_calls(e->pieces, g->tools, NULL, 0, &e->schema_warning, &err);
+    g->call_schema = e->schema;
+    if (e->schema_warning.len) buf_printf(&g->warnings, "%s\n", e->schema_warning.data);
 }
 
 void print_stats(const Engine *e, const Generation *g) {

@@ -114,9 +114,9 @@ typedef struct {
 int generate(const Engine *e, Generation *g, Error *err);
 void generation_free(Generation *g);
 
-/* engine.c.  The schema compiled for this engine; or the calls of these tools (a list; name and
- * several as in schema_calls).  The engine keeps the last result, with its masks, and owns it; the
- * next call of one of these functions may free it.  Returns NULL with err. */
+/* The schema compiled for this engine; or the calls of these tools (a list; name and several as in
+ * schema_calls).  The engine keeps the last result, with its masks, and owns it; the next call of
+ * one of these functions may free it.  Returns NULL with err. */
 Schema *engine_schema(Engine *e, const cJSON *schema, Error *err);
 Schema *engine_calls(Engine *e, const cJSON *tools, const char *name, int several, Error *err);
 

@@ -35,35 +35,30 @@
  * are few such rows.  To tune it, compare decode of a full-width checkpoint. */
 #define EXACT_ROWS (4 * ROWS)
 
-/* The int8 copy W' of the head: W'[r][c] = scale[r] * q[r][c]. */
-typedef struct HeadCopy {
-    int cols;                           /* of q: the head's, and zeros up to a multiple of 64 */
-    int8_t *q;                          /* [vocab][cols]; NULL: not made */
-    size_t bytes;                       /* of q */
-    float (*rounded)[3];                /* [vocab] scale, |w - w'|, |w|: see round_row */
-    /* Memory of a TopSearch, one token after the other. */
-    float *upper;                       /* [vocab] */
-    float **lower;                      /* [n_threads][MAX_TOP] */
-    uint8_t *has_lower;                 /* [n_threads] */
-    int16_t *y;                         /* [cols] */
-    int *row;                           /* [vocab] */
-    float *logit;                       /* [vocab] */
-} HeadCopy;
-
-/* One token's k largest logits. */
+/* One token's k largest logits.  The arrays serve one token after the other. */
 typedef struct {
     Device *d;
     int k;
     float step;                         /* of y' = step * Y */
     float length;                       /* |y| */
     float off;                          /* what |w| and |w - w'| are multiplied with in the bound */
-    int16_t *y;                         /* Y [cols] */
+    int16_t *y;                         /* Y [HeadCopy.cols] */
     float *upper;                       /* [vocab] upper bound of each row's product */
-    float **lower;                      /* for each thread: the k largest lower bounds, falling */
-    uint8_t *has_lower;                 /* for each thread: 1: its list has begun */
-    int *row, n_rows;                   /* the rows that are not ruled out */
-    float *logit;                       /* their logits [n_rows] */
+    float **lower;                      /* [n_threads][MAX_TOP] each thread's k largest lower
+                                         * bounds, falling */
+    uint8_t *has_lower;                 /* [n_threads] 1: the thread's list has begun */
+    int *row, n_rows;                   /* [vocab] the rows that are not ruled out */
+    float *logit;                       /* [vocab] their logits */
 } TopSearch;
+
+/* The int8 copy W' of the head: W'[r][c] = scale[r] * q[r][c]. */
+typedef struct HeadCopy {
+    int cols;                           /* of q: the head's, and zeros up to a multiple of 64 */
+    int8_t *q;                          /* [vocab][cols]; NULL: not made */
+    size_t bytes;                       /* of q */
+    float (*rounded)[3];                /* [vocab] scale, |w - w'|, |w|: see round_row */
+    TopSearch search;
+} HeadCopy;
 
 static float soft_cap(const Device *d, float l) {
     return d->c->softcap > 0 ? d->c->softcap * tanhf(l / d->c->softcap) : l;
@@ -74,7 +69,7 @@ static float soft_cap(const Device *d, float l) {
 typedef struct {
     Device *d;
     float *logits;
-    int first, count;                   /* tokens */
+    int count;                          /* tokens */
     Input in;
 } Head;
 
@@ -91,19 +86,9 @@ static void head_task(void *arg, int task, int thread) {
     }
 }
 
-static void head_input_task(void *arg, int t, int thread) {
-    Head *h = arg;
-    Device *d = h->d;
-    int hidden = d->c->hidden;
-    const float *x = d->x + (int64_t)(h->first + t) * hidden;
-    (void)thread;
-    rms_norm(d, d->y.x + (int64_t)t * hidden, x, d->w->final_norm, hidden);
-    pack(d, d->y, t, hidden, 0, hidden);
-}
-
 void cpu_head(Device *d, int first, int count, float *logits) {
-    Head h = {d, logits, first, count, {0}};
-    parallel(d, count, head_input_task, &h);
+    Head h = {.d = d, .logits = logits, .count = count};
+    normed_input(d, d->x + (int64_t)first * d->c->hidden, d->w->final_norm, count);
     h.in = with_strips(d, d->y, d->c->hidden, count);
     h.in.records = NULL;                /* logits are not rounded */
     parallel(d, n_blocks(d->c->vocab, d->dense_rows), head_task, &h);
@@ -124,7 +109,8 @@ static void round_task(void *arg, int task, int thread) {
 
 /* Makes d->head_copy.  Where the copy cannot be made, its q stays NULL. */
 static HeadCopy *head_copy_new(Device *d) {
-    HeadCopy *s = d->head_copy = xcalloc(1, sizeof *s);
+    HeadCopy *s = d->head_copy = own(d, xcalloc(1, sizeof *s));
+    TopSearch *a = &s->search;
     int vocab = d->c->vocab;
     s->cols = round_up(d->c->hidden, 64);
     s->bytes = (size_t)vocab * (size_t)s->cols;
@@ -132,33 +118,21 @@ static HeadCopy *head_copy_new(Device *d) {
     if (d->c->hidden % 16 || s->cols > 32768) return s;
     if (!(s->q = map_pages(s->bytes))) return s;
     madvise(s->q, s->bytes, MADV_HUGEPAGE);
-    s->rounded = xcalloc(vocab, sizeof *s->rounded);
-    s->upper = floats(1, vocab);
-    s->y = xaligned(s->cols * 2);
-    s->row = xcalloc(vocab, sizeof *s->row);
-    s->logit = floats(1, vocab);
-    s->lower = xcalloc(d->pool.n_threads, sizeof *s->lower);
-    s->has_lower = xcalloc(d->pool.n_threads, 1);
-    for (int i = 0; i < d->pool.n_threads; i++) s->lower[i] = floats(1, MAX_TOP);
+    s->rounded = own(d, xcalloc(vocab, sizeof *s->rounded));
+    a->d = d;
+    a->upper = floats(d, 1, vocab);
+    a->y = own(d, xaligned(s->cols * 2));
+    a->row = own(d, xcalloc(vocab, sizeof *a->row));
+    a->logit = floats(d, 1, vocab);
+    a->lower = own(d, xcalloc(d->pool.n_threads, sizeof *a->lower));
+    a->has_lower = own(d, xcalloc(d->pool.n_threads, 1));
+    for (int i = 0; i < d->pool.n_threads; i++) a->lower[i] = floats(d, 1, MAX_TOP);
     parallel(d, n_blocks(vocab, ROWS_PER_TASK), round_task, d);
     return s;
 }
 
 void head_copy_free(Device *d) {
-    HeadCopy *s = d->head_copy;
-    if (s && s->q) {
-        munmap(s->q, s->bytes);
-        for (int i = 0; i < d->pool.n_threads; i++) free(s->lower[i]);
-        free(s->rounded);
-        free(s->upper);
-        free(s->y);
-        free(s->row);
-        free(s->logit);
-        free(s->lower);
-        free(s->has_lower);
-    }
-    free(s);
-    d->head_copy = NULL;
+    if (d->head_copy && d->head_copy->q) munmap(d->head_copy->q, d->head_copy->bytes);
 }
 
 /* ---- the largest logits ---- */
@@ -292,19 +266,20 @@ int cpu_top(Device *d, int token, int k, int *ids, float *logits) {
     }
     HeadCopy *s = d->head_copy ? d->head_copy : head_copy_new(d);
     if (!s->q) return -1;
-    TopSearch a = {.d = d, .k = k < vocab ? k : vocab, .y = s->y, .upper = s->upper,
-                   .lower = s->lower, .has_lower = s->has_lower, .row = s->row, .logit = s->logit};
-    parallel(d, 1, head_input_task, &(Head){.d = d, .first = token, .count = 1});
-    round_input(&a);
-    memset(a.has_lower, 0, (size_t)d->pool.n_threads);
-    begin_lower(&a, 0);
-    parallel(d, n_blocks(vocab, ROWS_PER_TASK), screen_task, &a);
+    TopSearch *a = &s->search;
+    a->k = k < vocab ? k : vocab;
+    a->n_rows = 0;
+    normed_input(d, d->x + (int64_t)token * d->c->hidden, d->w->final_norm, 1);
+    round_input(a);
+    memset(a->has_lower, 0, (size_t)d->pool.n_threads);
+    begin_lower(a, 0);
+    parallel(d, n_blocks(vocab, ROWS_PER_TASK), screen_task, a);
     for (int i = 1; i < d->pool.n_threads; i++)
-        for (int j = 0; a.has_lower[i] && j < a.k; j++)
-            insert_falling(a.lower[0], a.k, a.lower[i][j]);
-    double least = least_product(d, a.lower[0][a.k - 1]);
+        for (int j = 0; a->has_lower[i] && j < a->k; j++)
+            insert_falling(a->lower[0], a->k, a->lower[i][j]);
+    double least = least_product(d, a->lower[0][a->k - 1]);
     for (int r = 0; r < vocab; r++)
-        if (!(a.upper[r] < least)) a.row[a.n_rows++] = r;
-    parallel(d, n_blocks(a.n_rows, EXACT_ROWS), exact_task, &a);
-    return pick(&a, ids, logits);
+        if (!(a->upper[r] < least)) a->row[a->n_rows++] = r;
+    parallel(d, n_blocks(a->n_rows, EXACT_ROWS), exact_task, a);
+    return pick(a, ids, logits);
 }

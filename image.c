@@ -184,9 +184,9 @@ static int pnm_number(const uint8_t *bytes, size_t n, size_t *at) {
     return number;
 }
 
-/* Decodes a PNM.  stb_image cannot do it: it ignores the header's
- * largest value, which stands for white, and takes samples of two bytes, which have the high byte
- * first, in the order of the machine.  Returns as image_decode. */
+/* Decodes a PNM.  stb_image cannot do it: it ignores the header's largest value, which stands for
+ * white, and takes samples of two bytes, which have the high byte first, in the order of the
+ * machine.  Returns as image_decode. */
 static int decode_pnm(const uint8_t *bytes, size_t n, Image *out, Error *err) {
     size_t at = 2;
     int bad = check_size(bytes, n, err);

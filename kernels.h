@@ -255,15 +255,14 @@ typedef struct {
     void (*dot_int8)(const int8_t *const q[ROWS], const int16_t *y, int cols, int64_t out[ROWS],
                      int ahead);
 
-    /* ---- many tokens in strips of BF16, with AMX and neon-bf16, otherwise NULL: see nvfp4.c ----
+    /* ---- many tokens in strips of BF16, with AMX and neon-bf16, else NULL: see multiply.c ----
      *
      * Both factors are BF16.  W is exact where it is BF16; where it is NVFP4, which without the
      * matrix's scale is a value of two bits times a block's scale of four; and where it is FP8
-     * with a scale for a row.  A number of another format is the sum of two BF16, the second what
-     * the first leaves, which is 16 bits of it.  An activation is the sum of two numbers, the
-     * second what the first leaves, which is 16 bits of it: enough, as the toy's distribution of
-     * the next token moves by 10^-10 (bench/quality.md).  A third number would be exact, and cost
-     * half as much again.  With `upper_alone` one number is taken, which is faster.
+     * with a scale for a row.  A number of another format, and an activation, is the sum of two
+     * BF16, the second what the first leaves, which is 16 bits of it: enough, as the toy's
+     * distribution of the next token moves by 10^-10 (bench/quality.md).  A third one would be
+     * exact, and cost half as much again.  With `upper_alone` an activation is one BF16.
      *
      * The order of a sum: a step of AMX (TDPBF16PS) takes 32 columns.  It sums the 16 even ones and
      * the 16 odd ones, each from 0 with fused multiply-adds, adds the two, and adds that to the

@@ -4,8 +4,7 @@
 #include <math.h>
 #include <string.h>
 
-/* ------------------------------------------------------------------------------------------------
- * Tables of number formats (minifloat.h) */
+/* ---- tables of number formats (minifloat.h) ---- */
 
 float e4m3[256];
 _Alignas(32) uint16_t nvfp4_bf16[256][16];
@@ -24,8 +23,7 @@ void fill_tables(void) {
     }
 }
 
-/* ------------------------------------------------------------------------------------------------
- * Plain C */
+/* ---- plain C ---- */
 
 static void expand_bf16_c(const uint8_t *data, int n, float *out) {
     for (int i = 0; i < n; i++) {

@@ -28,8 +28,7 @@
 #define INLINE __attribute__((always_inline)) static inline
 #define UNROLL _Pragma("GCC unroll 8")      /* at -O2 too: sums in arrays must be registers */
 
-/* ------------------------------------------------------------------------------------------------
- * Number formats */
+/* ---- number formats ---- */
 
 /* Numbers i .. i + 3 of a row of float32, or of BF16: the upper halves of float32. */
 INLINE float32x4_t load4(int is_bf16, const void *row, int i) {
@@ -122,8 +121,7 @@ static void e4m3_to_bf16(const uint8_t *data, int n, uint16_t *out) {
     for (; i < n; i++) out[i] = e4m3_bf16(data[i]);
 }
 
-/* ------------------------------------------------------------------------------------------------
- * Products with float32 */
+/* ---- products with float32 ---- */
 
 /* Adds lanes 8 apart, 4, 2, 1, as dot4_c. */
 static void fold(const float sum[ROWS][16], float out[ROWS]) {
@@ -311,8 +309,7 @@ static void tile(const float *a, int lda, int n_rows, const float *b, int ldb, i
         }
 }
 
-/* ------------------------------------------------------------------------------------------------
- * Products with integers */
+/* ---- products with integers ---- */
 
 /* 16 whole numbers as 256 * upper + lower: lower is the low byte with its sign, upper the rest,
  * which RSHRN rounds. */
@@ -532,8 +529,7 @@ DOTPROD static void dot_int8(const int8_t *const q[ROWS], const int16_t *y, int 
     for (int r = 0; r < ROWS; r++) out[r] = 256 * vaddlvq_s32(sum[r][0]) + vaddlvq_s32(sum[r][1]);
 }
 
-/* ------------------------------------------------------------------------------------------------
- * Functions */
+/* ---- functions ---- */
 
 /* e^x within 2 ulp for |x| <= MOST_EXP: 2^n e^r, |r| <= ln 2 / 2.  Beyond that, x counts as
  * -MOST_EXP or MOST_EXP. */
@@ -590,9 +586,10 @@ static void softmax(float *s, int n) {
     for (i = 0; i < n; i++) s[i] *= 1 / sum;
 }
 
-/* ------------------------------------------------------------------------------------------------
- * Many tokens with BFMMLA, which multiplies 2 rows of 4 BF16 with 2 rows of 4 BF16 and adds the
- * 2 x 2 sums to float32.  The order of its sums: kernels.h. */
+/* ---- many tokens, by BFMMLA ----
+ *
+ * It multiplies 2 rows of 4 BF16 with 2 rows of 4 BF16 and adds the 2 x 2 sums to float32.
+ * kernels.h says in which order. */
 
 /* v as the sum of two BF16. */
 BF16 INLINE void split4(float32x4_t v, uint16_t *upper, uint16_t *lower) {

@@ -44,8 +44,7 @@ AVX2 static void fold(const float sum[ROWS][16], float out[ROWS]) {
     _mm_storeu_ps(out, _mm_add_ps(_mm_add_ps(s[0], s[2]), _mm_add_ps(s[1], s[3])));
 }
 
-/* ------------------------------------------------------------------------------------------------
- * AVX2 */
+/* ---- AVX2 ---- */
 
 AVX2 static void expand_bf16(const uint8_t *data, int n, float *out) {
     int i = 0;
@@ -802,8 +801,7 @@ AVX2 static void softmax_avx2(float *s, int n) {
     .add_rows = add_rows_avx512, .nvfp4 = nvfp4_avx512, .pack = pack_avx512, .group = 128,         \
     .grouped = grouped_avx512, .few = INT_MAX, .integers = integers_avx512
 
-/* ------------------------------------------------------------------------------------------------
- * AVX-512 */
+/* ---- AVX-512 ---- */
 
 /* Bytes are looked up by seven of their bits, the eighth is the sign. */
 AVX512 static void e4m3_to_bf16_avx512(const uint8_t *data, int n, uint16_t *out) {
@@ -1255,18 +1253,16 @@ AVX512 static void expand_nvfp4_avx512(const uint8_t *data, const uint8_t *block
 
 AVX512 static void expand_bf16_avx512(const uint8_t *data, int n, float *out) {
     int i = 0;
-    for (; i + 16 <= n; i += 16) {
-        __m512i u = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(data + 2 * i)));
-        _mm512_storeu_ps(out + i, _mm512_castsi512_ps(_mm512_slli_epi32(u, 16)));
-    }
+    for (; i + 16 <= n; i += 16) _mm512_storeu_ps(out + i, widen16(data + 2 * i));
     kernels_c.expand_bf16(data + 2 * i, n - i, out + i);
 }
 
-/* ------------------------------------------------------------------------------------------------
- * Panels (see PanelKernels in kernels.h).  A lane is a row of W.  A word of its 32 bits is two
- * columns of 16 bits or four of 8 bits; one instruction multiplies it with the same columns of a
- * token and adds the products to the lane's int32: VPDPWSSD and VPDPBUSD, or with AVX2 alone two
- * instructions, VPMADDWD and VPADDD, or VPMADDUBSW and VPADDW.  The functions take
+/* ---- panels: see PanelKernels in kernels.h ----
+ *
+ * A lane is a row of W.  A word of its 32 bits is two columns of 16 bits or four of 8 bits; one
+ * instruction multiplies it with the same columns of a token and adds the products to the lane's
+ * int32: VPDPWSSD and VPDPBUSD, or with AVX2 alone two instructions, VPMADDWD and VPADDD, or
+ * VPMADDUBSW and VPADDW.  The functions take
  *
  *     BITS    of an activation: 16 or 8
  *     KIND    of weights: 0 for NVFP4, 4 or 8 for integers of as many bits, 16 for BF16
@@ -1274,8 +1270,8 @@ AVX512 static void expand_bf16_avx512(const uint8_t *data, int n, float *out) {
  * No int32 overflows.  NVFP4, doubled, is at most 12, so 16 columns with 16 bits stay below 2^23.
  * INT4 less its zero point is at most 15, so 32 columns stay below 2^24: float32 holds both
  * exactly.  INT8 is at most 128, so 32 columns stay within 2^27.  BF16 becomes integers of at most
- * 4080, and 16 * 4080 * 32768 is less than 2^31.  With 8 bits weights are unsigned,
- * at most 31 or 255, and 32 columns stay below 2^20; what makes them so is subtracted again. */
+ * 4080, and 16 * 4080 * 32768 is less than 2^31.  With 8 bits weights are unsigned, at most 31 or
+ * 255, and 32 columns stay below 2^20; what makes them so is subtracted again. */
 
 #define PANEL_COLS 128                  /* that become a panel at a time: 64 bytes of nibbles */
 
@@ -1393,7 +1389,7 @@ AVX2 INLINE void fetch_panel(int KIND, const PanelRows *w, int c) {
     }
 }
 
-/* ---- with AVX2, and with AVX2 and AVX-VNNI ---- */
+/* ---- panels with AVX2, and with AVX2 and AVX-VNNI ---- */
 
 /* The first `bytes` of 32 bytes, then zeros. */
 AVX2 INLINE __m256i load_some8(const uint8_t *from, int bytes) {
@@ -1526,7 +1522,7 @@ AVX2_VNNI INLINE __m256i dot_avx2_vnni(int BITS, __m256i n, __m256i w, __m256i x
 #define SHORT_SUMS 0
 #include "panels.h"
 
-/* ---- with AVX-512 ---- */
+/* ---- panels with AVX-512 ---- */
 
 /* The first `bytes` of 64 bytes, then zeros. */
 AVX512 INLINE __m512i load_some16(const uint8_t *from, int bytes) {
@@ -1650,9 +1646,10 @@ const Kernels kernels_avx2_vnni = {AVX2_KERNELS, .name = "avx2-vnni", .panels = 
 const Kernels kernels_avx512 = {AVX512_KERNELS, .name = "avx512", .panels = &of_avx512,
                                 .panels8 = &of_avx512_with_8};
 
-/* ------------------------------------------------------------------------------------------------
- * AMX: a tile is 16 rows of 64 bytes; one instruction multiplies 16 rows of 32 BF16 numbers with 16
- * columns of as many.  The order of its sums: kernels.h. */
+/* ---- AMX ----
+ *
+ * A tile is 16 rows of 64 bytes; one instruction multiplies 16 rows of 32 BF16 numbers with 16
+ * columns of as many.  kernels.h says in which order it adds. */
 
 #define FIRST_16 _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
 #define AMX                                                                                        \

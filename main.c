@@ -54,7 +54,7 @@ static void on_signal(int number) {
         return;
     }
     tool_kill();
-    repl_leave();
+    editor_leave();
     new_leave();
     ssize_t done = 0;
     if (is_styled) done = write(STDOUT_FILENO, "\033[0m", 4);

@@ -43,12 +43,12 @@ static void gate_up_task(void *arg, int task, int thread) {
 }
 
 void cpu_mlp(Device *d, const Layer *l) {
-    normed_input(d, l->pre_mlp_norm);
+    normed_input(d, d->x, l->pre_mlp_norm, d->n);
     Feed f = {d, l, prepare_input(d, d->y, (const Weight *[3]){&l->gate, &l->up}, d->n)};
     int size = task_rows(d, &l->gate, f.in, d->n);
     parallel(d, n_blocks(d->c->intermediate, size), gate_up_task, &f);
     project((Projection){d, {&l->down}, d->gate, {d->h1}, d->n});
-    if (l->post_mlp_norm) norm_rows(d, d->h1, l->post_mlp_norm);
+    if (l->post_mlp_norm) norm_rows(d, d->h1, d->h1, l->post_mlp_norm, d->n, d->c->hidden);
 }
 
 /* ---- the router ---- */
@@ -97,7 +97,7 @@ void cpu_route(Device *d, const Layer *l) {
     Feed f = {.d = d, .l = l};
     parallel(d, d->n, route_input_task, &f);
     Input in = d->y;
-    in.records = NULL;                  /* nothing is rounded that chooses experts */
+    in.records = NULL;                  /* the scores that choose experts are not rounded */
     project((Projection){d, {&l->router}, in, {d->score}, d->n});
     parallel(d, d->n, choose_task, &f);
 }
@@ -234,7 +234,7 @@ static void expert_down_low_task(void *arg, int task, int thread) {
 
 void cpu_experts(Device *d, const Layer *l) {
     Feed f = {.d = d, .l = l};
-    normed_input(d, l->pre_experts_norm);
+    normed_input(d, d->x, l->pre_experts_norm, d->n);
     group_by_expert(d, l);
     make_expert_strips(d, d->y.x, d->c->hidden, d->slot_token);
     if (d->low) parallel(d, d->n_chosen, expert_up_low_task, &f);

@@ -6,7 +6,6 @@
  * `multipleOf` the program also tracks the remainder that the digits so far leave. */
 #include "numbers.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 

@@ -1,8 +1,8 @@
 /* offload.c - experts on the CPU for a GPU.  See offload.h.
  *
  * An Offload is a device of the CPU (cpu.h) of which only `experts` is called (moe.c), so that both
- * devices share one implementation.  Its x, its choice and its h2 are the arrays of the hand-over.
- * The device's other arrays are never written, and memory that is never written costs no pages. */
+ * devices share one implementation.  The arrays of the hand-over take the place of its x, its
+ * choice and its h2.  Memory that is never written, as these and most others, costs no pages. */
 #include "offload.h"
 
 #include "cpu.h"
@@ -19,8 +19,6 @@ Offload *offload_open(const Config *c, const Weights *w, const DeviceOptions *o,
                                  .exact = o->exact, .activations = o->activations};
     Device *d = cpu_ops.open(c, w, &small, err);
     if (!d) return NULL;
-    void *replaced[] = {d->x, d->expert, d->expert_weight, d->h2};
-    for (int i = 0; i < 4; i++) free(replaced[i]);
     d->x = h->x;
     d->expert = h->expert;
     d->expert_weight = h->weight;
@@ -33,10 +31,7 @@ Offload *offload_open(const Config *c, const Weights *w, const DeviceOptions *o,
 
 void offload_close(Offload *o) {
     if (!o) return;
-    Device *d = o->cpu;
-    d->x = d->expert_weight = d->h2 = NULL;             /* the hand-over's, not the device's */
-    d->expert = NULL;
-    cpu_ops.close(d);
+    cpu_ops.close(o->cpu);
     free(o);
 }
 

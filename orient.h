@@ -3,7 +3,6 @@
 #define ORIENT_H
 
 #include <stddef.h>
-#include <stdint.h>
 
 /* Returns how the picture in the file bytes[0..n) lies, by EXIF's numbers.  1: it is upright (also
  * where the file says nothing); 2: left and right are exchanged; 3: it is turned by half a turn; 4:

@@ -2,7 +2,6 @@
  * compile.h. */
 #include "compile.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #include "json.h"

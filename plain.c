@@ -52,8 +52,7 @@ struct Device {
     int n_owned;
 };
 
-/* -------------------------------------------------------------------------------------------------
- * The device: its memory */
+/* ---- the device: its memory ---- */
 
 static float *floats(int64_t rows, int64_t cols) { return xcalloc(rows * cols + 1, sizeof(float)); }
 
@@ -109,8 +108,7 @@ static void plain_release(void *p, size_t bytes) {
 
 static void plain_copy(void *to, const void *from, size_t bytes) { memcpy(to, from, bytes); }
 
-/* -------------------------------------------------------------------------------------------------
- * What all layers are made of */
+/* ---- what all layers are made of ---- */
 
 /* W[row][col] of an NVFP4 matrix: a byte holds two numbers, the even column in its low half, and 16
  * columns share a scale. */
@@ -235,8 +233,7 @@ static void gated_mlp(float *out, const Weight *gate, const Weight *up, const We
     free(u);
 }
 
-/* -------------------------------------------------------------------------------------------------
- * From ids to x */
+/* ---- from ids to x ---- */
 
 /* out [hidden] = embed[id] * sqrt(hidden).  This is Gemma4TextScaledWordEmbedding. */
 static void embed_row(const Weight *embed, int id, float *out) {
@@ -261,8 +258,7 @@ static void plain_embed_soft(Device *d, int first, int count, const float *soft)
     for (int t = first; t < first + count; t++) d->last[t] = first + count - 1;
 }
 
-/* -------------------------------------------------------------------------------------------------
- * Attention: Gemma4TextAttention */
+/* ---- attention: Gemma4TextAttention ---- */
 
 /* Number i of a layer's cached keys or values.  The scale is used in an FP8 cache alone. */
 static float cache_get(DType dtype, const uint8_t *cache, int64_t i, float scale) {
@@ -384,8 +380,7 @@ static void plain_attn_out(Device *d, const Layer *l) {
     add_normed(d->x, d->y, l->post_attention_norm, d->n, d->c->hidden, d->c->eps);
 }
 
-/* -------------------------------------------------------------------------------------------------
- * The dense MLP, and beside it the experts: Gemma4TextDecoderLayer */
+/* ---- the dense MLP, and beside it the experts: Gemma4TextDecoderLayer ---- */
 
 /* h1 = RMSNorm(MLP(RMSNorm(x, pre_mlp_norm)), post_mlp_norm)       [n][hidden]
  * A dense model has no post_mlp_norm. */
@@ -473,8 +468,7 @@ static void plain_join(Device *d, const Layer *l) {
     for (int64_t i = 0; i < all; i++) d->x[i] *= l->layer_scalar;
 }
 
-/* -------------------------------------------------------------------------------------------------
- * From x to logits */
+/* ---- from x to logits ---- */
 
 /* logits = cap * tanh(head RMSNorm(x, final_norm) / cap)           [count][vocab]
  * A softcap of 0 is none.  This is Gemma4ForCausalLM. */
@@ -486,8 +480,7 @@ static void plain_head(Device *d, int first, int count, float *logits) {
         logits[i] = c->softcap * tanhf(logits[i] / c->softcap);
 }
 
-/* -------------------------------------------------------------------------------------------------
- * A drafter: Gemma4AssistantForCausalLM (models/gemma4_assistant/modeling_gemma4_assistant.py) */
+/* ---- a drafter: Gemma4AssistantForCausalLM, modeling_gemma4_assistant.py ---- */
 
 /* h = RMSNorm(x[token], final_norm)                                [hidden]
  * A drafter's h is post_projection of this                         [backbone] */
@@ -532,8 +525,7 @@ static void plain_drafts(Device *d, int n, int *ids) {
     memcpy(ids, d->draft, (size_t)n * sizeof *ids);
 }
 
-/* -------------------------------------------------------------------------------------------------
- * What tests read */
+/* ---- what tests read ---- */
 
 static void plain_read_x(Device *d, float *x) {
     memcpy(x, d->x, (size_t)d->n * (size_t)d->c->hidden * sizeof *x);
@@ -545,8 +537,7 @@ static void plain_read_route(Device *d, int *expert, float *weight) {
     memcpy(weight, d->expert_weight, n * sizeof *weight);
 }
 
-/* -------------------------------------------------------------------------------------------------
- * Pictures: Gemma4VisionModel */
+/* ---- pictures: Gemma4VisionModel ---- */
 
 /* x = patch (2 p - 1) + position of the column + position of the row       [n][hidden]
  * p [n][PATCH_SIZE] are the pixels, from 0 to 1.  This is Gemma4VisionPatchEmbedder. */

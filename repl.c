@@ -6,16 +6,15 @@
 #include "repl.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
-#include <wchar.h>
 
 #include "conversation.h"
-#include "declare.h"
 #include "dropped.h"
 #include "edit.h"
 #include "json.h"
@@ -60,10 +59,12 @@ typedef struct {
 } Repl;
 
 static volatile sig_atomic_t *interrupted;      /* the Engine's, for the signal handler */
+static pthread_t chat_thread;                   /* that reads lines */
 
+/* Passes the signal on to the thread that reads lines: see on_resize in edit.c. */
 static void on_interrupt(int signal_number) {
-    (void)signal_number;
-    *interrupted = 1;
+    if (pthread_equal(pthread_self(), chat_thread)) *interrupted = 1;
+    else pthread_kill(chat_thread, signal_number);
 }
 
 /* ---- the conversation ---- */
@@ -364,14 +365,15 @@ static int command_read(Repl *r, const char *path, Error *err) {
     return 0;
 }
 
-static void command_set(Repl *r, const char *rest, Error *err) {
+static int command_set(Repl *r, const char *rest, Error *err) {
     Buf out = {0};
-    if (!*rest) {
-        settings_list(r->e, r->thoughts, &out);
-        put_stdout(out.data, out.len);
-    } else if (!settings_change(r->e, &r->thoughts, rest, &out, err))
-        note("(%.*s)\n", (int)out.len - 1, out.data);
+    int bad = 0;
+    if (*rest) bad = settings_change(r->e, &r->thoughts, rest, &out, err);
+    else settings_list(r->e, r->thoughts, &out);
+    if (!*rest) put_stdout(out.data, out.len);
+    else if (!bad) note("(%.*s)\n", (int)out.len - 1, out.data);
     buf_free(&out);
+    return bad;
 }
 
 /* /tools: the name of each, and the first line of its description. */
@@ -440,8 +442,6 @@ static void compose(Repl *r, Buf *text) {
     }
     buf_add(text, "", 0);
 }
-
-void repl_leave(void) { editor_leave(); }
 
 /* media_kind of the file that the whole text names, with plain blanks in its path perhaps; or 0.
  * *path becomes the decoded path. */
@@ -542,12 +542,13 @@ static int command_with_file(Repl *r, Command command, const char *name, const c
 }
 
 /* Runs a line that begins with /. */
-static void command(Repl *r, char *line) {
+static void run_command(Repl *r, char *line) {
     const char *rest = split_command(line);
     Command command = command_named(line);
     int takes_none = command == NEW || command == RETRY || command == UNDO || command == TOOLS ||
                      command == STATS || command == QUIT || command == HELP;
-    Error err = {""};
+    int bad = 0;
+    Error err;
     if (takes_none && *rest) {
         note("gemma4: %s takes nothing behind it: %s\n", line, rest);
         return;
@@ -557,23 +558,23 @@ static void command(Repl *r, char *line) {
         new_conversation(r);
         fputs("(a new conversation)\n", stderr);
         break;
-    case RETRY: command_retry(r, &err); break;
-    case UNDO: command_undo(r, &err); break;
+    case RETRY: bad = command_retry(r, &err); break;
+    case UNDO: bad = command_undo(r, &err); break;
     case EDIT: command_edit(r, rest); break;
     case SYSTEM: command_system(r, rest); break;
-    case THINK: command_think(r, rest, &err); break;
-    case SET: command_set(r, rest, &err); break;
+    case THINK: bad = command_think(r, rest, &err); break;
+    case SET: bad = command_set(r, rest, &err); break;
     case IMAGE: case VIDEO: case READ: case SAVE: case LOAD:
-        (void)command_with_file(r, command, line, rest, &err);
+        bad = command_with_file(r, command, line, rest, &err);
         break;
     case TOOLS: command_tools(r); break;
     case STATS: show_stats(r); break;
-    case HISTORY: command_history(r, rest, &err); break;
+    case HISTORY: bad = command_history(r, rest, &err); break;
     case QUIT: r->quit = 1; break;
     case HELP: put_stdout(help, strlen(help)); break;
-    default: fail(&err, "%s: no such command; /help lists them", line);
+    default: bad = fail(&err, "%s: no such command; /help lists them", line);
     }
-    if (*err.text) note("gemma4: %s\n", err.text);
+    if (bad) note("gemma4: %s\n", err.text);
 }
 
 /* ---- lines ---- */
@@ -640,6 +641,7 @@ int run_repl(Engine *e, const char *file, const cJSON *media, const char *text, 
     Repl r = {.e = e, .thoughts = THOUGHTS_FOLDED};
     Buf question = {0};
     interrupted = e->interrupted;
+    chat_thread = pthread_self();
     sigaction(SIGINT, &(struct sigaction){.sa_handler = on_interrupt}, NULL);
     buf_puts(&r.system, e->system ? e->system : "");
     new_conversation(&r);
@@ -654,7 +656,7 @@ int run_repl(Engine *e, const char *file, const cJSON *media, const char *text, 
     if (!bad) remark("%s. /help lists the commands, Ctrl-D leaves.\n", e->name);
     if (!bad && r.attached.len) show_attached(&r);
     while (!bad && !r.quit && read_question(&r, &question)) {
-        if (is_command_line(question.data)) command(&r, question.data);
+        if (is_command_line(question.data)) run_command(&r, question.data);
         else take_text(&r, question.data);
     }
     editor_close(r.editor);

@@ -11,49 +11,47 @@ void rms_norm(const Device *d, float *y, const float *x, const float *weight, in
     for (int i = 0; i < n; i++) y[i] = x[i] * s * (weight ? weight[i] : 1);
 }
 
+/* Rows of x and y, `size` numbers each. */
 typedef struct {
     Device *d;
-    float *x;                           /* of norm_rows [][hidden] */
+    float *x, *y;
     const float *weight;
+    int size;
 } Norm;
 
 static void input_task(void *arg, int t, int thread) {
     Norm *a = arg;
-    Device *d = a->d;
-    int hidden = d->c->hidden;
-    int64_t at = (int64_t)t * hidden;
+    int64_t at = (int64_t)t * a->size;
     (void)thread;
-    rms_norm(d, d->y.x + at, d->x + at, a->weight, hidden);
-    pack(d, d->y, t, hidden, 0, hidden);
+    rms_norm(a->d, a->y + at, a->x + at, a->weight, a->size);
+    pack(a->d, a->d->y, t, a->size, 0, a->size);
 }
 
-void normed_input(Device *d, const float *weight) {
-    parallel(d, d->n, input_task, &(Norm){.d = d, .weight = weight});
+void normed_input(Device *d, float *x, const float *weight, int n) {
+    parallel(d, n, input_task, &(Norm){d, x, d->y.x, weight, d->c->hidden});
 }
 
 static void add_task(void *arg, int t, int thread) {
     Norm *a = arg;
-    int hidden = a->d->c->hidden;
-    float *x = a->d->x + (int64_t)t * hidden, *y = a->d->y.x + (int64_t)t * hidden;
+    float *x = a->x + (int64_t)t * a->size, *y = a->y + (int64_t)t * a->size;
     (void)thread;
-    rms_norm(a->d, y, y, a->weight, hidden);
-    for (int i = 0; i < hidden; i++) x[i] += y[i];
+    rms_norm(a->d, y, y, a->weight, a->size);
+    for (int i = 0; i < a->size; i++) x[i] += y[i];
 }
 
-void add_normed(Device *d, const float *weight) {
-    parallel(d, d->n, add_task, &(Norm){.d = d, .weight = weight});
+void add_normed(Device *d, float *x, float *y, const float *weight, int n, int size) {
+    parallel(d, n, add_task, &(Norm){d, x, y, weight, size});
 }
 
 static void norm_task(void *arg, int t, int thread) {
     Norm *a = arg;
-    int hidden = a->d->c->hidden;
-    float *x = a->x + (int64_t)t * hidden;
+    int64_t at = (int64_t)t * a->size;
     (void)thread;
-    rms_norm(a->d, x, x, a->weight, hidden);
+    rms_norm(a->d, a->y + at, a->x + at, a->weight, a->size);
 }
 
-void norm_rows(Device *d, float *x, const float *weight) {
-    parallel(d, d->n, norm_task, &(Norm){d, x, weight});
+void norm_rows(Device *d, float *y, float *x, const float *weight, int n, int size) {
+    parallel(d, n, norm_task, &(Norm){d, x, y, weight, size});
 }
 
 /* ---- where a step begins ---- */

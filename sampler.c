@@ -1,9 +1,8 @@
 /* sampler.c - logits to the next id, and the stop strings that end an answer.  See sampler.h.
  *
- * The filters are those of transformers 5.23 (generation/logits_process.py), in its order:
- * repetition penalty, temperature, top-k, top-p, min-p.  OpenAI's API defines the bias and the
- * frequency and presence penalties.  vLLM defines where those three stand in the order, and their
- * float32 operations (model_executor/layers/utils.py, apply_penalties).
+ * The filters compute what those of transformers 5.23 do (generation/logits_process.py); the
+ * frequency and presence penalties, what vLLM does (model_executor/layers/utils.py,
+ * apply_penalties).
  *
  * Compile with -ffp-contract=off and without -ffast-math: a fused multiply-add rounds once
  * instead of twice, and the same seed would no longer give the same ids on every machine. */
@@ -253,7 +252,8 @@ static float cooled(const Sampler *s, float l) {
 
 /* Every logit is -inf: keeps the lowest id, since sampler_next must return one. */
 static int keep_something(Sampler *s, float *max) {
-    s->item[0] = (Item){0, *max = 0, 0};
+    *max = 0;
+    s->item[0] = (Item){0};
     return 1;
 }
 

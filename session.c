@@ -1,5 +1,6 @@
 /* session.c - cuts prompts into steps, takes each step through the forward pass (model.c), and
- * tells the kv cache (cache.c) which tokens it holds.  See session.h. */
+ * tells the kv cache (cache.c) which tokens it holds; at the end, what finds room in a GPU's
+ * memory.  See session.h. */
 #include "session.h"
 
 #include <stdlib.h>
@@ -34,8 +35,7 @@ struct Session {
     Trace trace;
 };
 
-/* ----------------------------------------------------------------------------------------------
- * What a session takes */
+/* ---- opening and closing ---- */
 
 static DType kv_dtype(const Model *m, KvType t) {
     if (t == KV_AUTO && m->fp8_kv) return DT_F8_E4M3;
@@ -72,6 +72,327 @@ static DeviceOptions device_options(const Model *m, const SessionOptions *o) {
                            .activations = o->activations, .loading = o->loading,
                            .memory_limit = o->memory_limit};
 }
+
+static int watch(void *arg, int n_done);
+
+static int open_parts(Session *s, Error *err) {
+    const Model *m = s->m;
+    DeviceOptions device = device_options(m, &s->o);
+    device.copy_head = s->memory.head_copy > 0;
+    device.cpu_experts = s->memory.cpu_experts;
+    device.expert_slots = s->memory.expert_slots;
+    device.fetch_experts = s->memory.expert_room > 0;
+    CacheShape shape = cache_shape(m, &s->o);
+    s->pass = (Pass){.m = m, .ops = s->o.ops, .watch = watch, .arg = s};
+    s->pass.row = xcalloc(shape.max_step, sizeof *s->pass.row);
+    if (!(s->pass.device = s->o.ops->open(&m->config, &m->w, &device, err))) return -1;
+    if (cache_open(&s->cache, m, s->o.ops, &shape)) {
+        int64_t per_token;
+        double gb = (double)cache_bytes(m, &shape, &per_token) * 1e-9;
+        return fail(err, "no memory for a context of %lld positions (%.1f GB): try a smaller -c",
+                    (long long)shape.context, gb);
+    }
+    s->pass.kv = s->cache.kv;
+    return 0;
+}
+
+Session *session_new(const Model *m, const SessionOptions *o, Error *err) {
+    Memory memory;
+    if (session_memory(m, o, &memory, err) || session_fits(m, o, &memory, err)) return NULL;
+    Session *s = xcalloc(1, sizeof *s);
+    s->m = m;
+    s->o = *o;
+    s->memory = memory;
+    s->o.chunk = memory.chunk ? memory.chunk : chunk_of(o);
+    if (open_parts(s, err)) {
+        session_free(s);
+        return NULL;
+    }
+    forward_rehearse(&s->pass);
+    return s;
+}
+
+void session_free(Session *s) {
+    if (!s) return;
+    cache_close(&s->cache);
+    if (s->cpu) cpu_ops.close(s->cpu);
+    if (s->pass.device) s->o.ops->close(s->pass.device);
+    free(s->pass.row);
+    free(s->logits);
+    free(s->trace.x);
+    free(s->trace.weight);
+    free(s->trace.expert);
+    free(s);
+}
+
+/* ---- pictures ---- */
+
+void session_pictures(Session *s, const PictureSpan *span, int n) {
+    s->span = span;
+    s->n_spans = n;
+}
+
+static int is_cancelled(const Session *s) { return s->o.cancel && *s->o.cancel; }
+
+/* Encodes a picture on the CPU.  Returns as forward_picture does. */
+static int encode_on_cpu(Session *s, Picture *p, Error *err) {
+    DeviceOptions small = {.max_n = 1, .context = 1, .n_threads = s->o.n_threads,
+                           .exact = s->o.exact, .activations = s->o.activations};
+    if (!s->cpu && !(s->cpu = cpu_ops.open(&s->m->config, &s->m->w, &small, err))) return -1;
+    Pass pass = {.m = s->m, .ops = &cpu_ops, .device = s->cpu};
+    return forward_picture(&pass, p, s->o.cancel);
+}
+
+/* Runs the tower on a picture.  Returns 0, 1 when cancelled, -1 with err. */
+static int encode_picture(Session *s, Picture *p, Error *err) {
+    int most = s->m->w.tower.n_positions;
+    if (!s->m->w.tower.n_layers)
+        return fail(err, "this checkpoint has no vision tower: it takes no pictures");
+    if (p->columns > most || p->rows > most)
+        return fail(err, "a picture of %d x %d patches: this tower has positions for %d a side",
+                    p->columns, p->rows, most);
+    int status = forward_picture(&s->pass, p, s->o.cancel);
+    if (status >= 0) return status;
+    fail(err, "no memory for a picture of %d x %d patches", p->columns, p->rows);
+    return s->o.ops->memory ? encode_on_cpu(s, p, err) : -1;
+}
+
+/* Encodes the pictures of a step that are not encoded yet.  Returns 0, 1 when cancelled, -1 with
+ * err. */
+static int encode_pictures(Session *s, const TokenStep *step, Error *err) {
+    for (int i = 0; i < s->n_spans; i++) {
+        Picture *p = s->span[i].picture;
+        if (!in_step(step, &s->span[i]) || p->soft) continue;
+        int stopped = encode_picture(s, p, err);
+        if (stopped) return stopped;
+    }
+    return 0;
+}
+
+/* ---- steps ---- */
+
+/* Shows a test the residual stream after n_done layers. */
+static void show_trace(const Session *s, int n_done) {
+    const Trace *t = &s->trace;
+    const Ops *op = s->o.ops;
+    int routed = s->m->config.n_experts && n_done > 0;
+    op->read_x(s->pass.device, t->x);
+    if (routed) op->read_route(s->pass.device, t->expert, t->weight);
+    const int *expert = routed ? t->expert : NULL;
+    const float *weight = routed ? t->weight : NULL;
+    t->fn(t->arg, n_done - 1, s->step_pos, s->n_step, t->x, expert, weight);
+}
+
+/* Pass.watch: traces the forward pass, reports its progress, and returns 1 to end it when it is
+ * cancelled.  A step of one token is not cut short, because it is done in a moment. */
+static int watch(void *arg, int n_done) {
+    const Session *s = arg;
+    double layers = s->m->config.n_layers, n = s->n_done + s->n_step * n_done / layers;
+    if (s->trace.fn) show_trace(s, n_done);
+    if (s->o.progress && n_done) s->o.progress(s->o.arg, s->n_to_do, n / s->n_to_do);
+    return s->n_step > 1 && is_cancelled(s);
+}
+
+/* Makes room for n rows of logits. */
+static void room_for_logits(Session *s, int n) {
+    if (n <= s->n_logits) return;
+    s->n_logits = n;
+    s->logits = xrealloc(s->logits, (int64_t)n * s->m->config.vocab, sizeof(float));
+}
+
+/* Returns the picture that a step would cut if it ended in front of position pos, or NULL. */
+static const PictureSpan *cut_at(const Session *s, int64_t pos) {
+    return picture_at(s->span, s->n_spans, pos);
+}
+
+/* Whether the session can take these ids: 0, or -1 with err. */
+static int check_ids(const Session *s, const int *ids, int n, Error *err) {
+    long long all = (long long)s->cache.ids.n + n, context = s->o.context;
+    int vocab = s->m->config.vocab;
+    if (all > context)
+        return fail(err, "%lld tokens are more than the context of %lld (-c)", all, context);
+    for (int i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= vocab)
+            return fail(err, "token id %d is outside the vocabulary of %d", ids[i], vocab);
+    const PictureSpan *in = cut_at(s, all);
+    if (in) return fail(err, "the ids end inside a picture of %d soft tokens", in->picture->n);
+    for (int i = 0; i < s->n_spans; i++) {
+        int soft = s->span[i].picture->n;
+        if (soft > s->cache.shape.max_step)
+            return fail(err, "a picture of %d soft tokens is more than --image-tokens", soft);
+    }
+    return 0;
+}
+
+/* Returns how many of the next n tokens the next step takes. */
+static int step_length(const Session *s, int n) {
+    int64_t begin = s->cache.ids.n, end = begin + n;
+    if (n > s->o.chunk) end = begin + s->o.chunk;
+    /* A step ends at a mark, so that the window there can be copied before the rings go on. */
+    for (int i = 0; i < N_MARKS; i++) {
+        int64_t mark = s->cache.mark[i].pos;
+        if (mark > begin && mark < end) end = mark;
+    }
+    /* A step ends before a picture that it would cut, and takes a picture at its beginning
+     * whole. */
+    const PictureSpan *in = cut_at(s, end);
+    if (in) end = in->pos > begin ? in->pos : begin + in->picture->n;
+    return (int)(end - begin);
+}
+
+/* Calls `each` with the logits of all tokens of the step.  It computes MAX_VIEW rows at a time, so
+ * that the session needs no room for more. */
+static void hand_out_logits(Session *s, const TokenStep *step, LogitsFn *each, void *arg) {
+    room_for_logits(s, MAX_VIEW);
+    for (int i = 0; i < step->n; i += MAX_VIEW) {
+        int count = step->n - i < MAX_VIEW ? step->n - i : MAX_VIEW;
+        forward_head(&s->pass, i, count, s->logits);
+        for (int k = 0; k < count; k++)
+            each(arg, step->pos + i + k, s->logits + (int64_t)k * s->m->config.vocab);
+    }
+}
+
+/* Takes a step through the model.  Returns 0, 1 when cancelled, -1 with err. */
+static int take_step(Session *s, const TokenStep *step, Error *err) {
+    int stopped = encode_pictures(s, step, err);
+    if (stopped) return stopped;
+    if (cache_make_room(&s->cache, step->pos + step->n, err)) return -1;
+    s->n_known = 0;
+    s->step_pos = step->pos;
+    s->n_step = step->n;
+    return is_cancelled(s) || forward(&s->pass, step);
+}
+
+/* Notes that the cache now holds the tokens of the step. */
+static void remember(Session *s, const TokenStep *step) {
+    for (int i = 0; i < s->n_spans; i++) {
+        const Picture *p = s->span[i].picture;
+        if (in_step(step, &s->span[i])) cache_add_picture(&s->cache, s->span[i].pos, p->n, p->hash);
+    }
+    for (int i = 0; i < step->n; i++) ids_add(&s->cache.ids, step->ids[i]);
+}
+
+int session_eval(Session *s, const int *ids, int n, LogitsFn *each, void *arg, Error *err) {
+    if (check_ids(s, ids, n, err)) return -1;
+    s->n_to_do = n;
+    s->n_done = 0;
+    while (s->n_done < n) {
+        TokenStep step = {.ids = ids + s->n_done, .n = step_length(s, n - s->n_done),
+                          .pos = s->cache.ids.n, .span = s->span, .n_spans = s->n_spans};
+        int stopped = take_step(s, &step, err);
+        if (stopped) return stopped;
+        if (each) hand_out_logits(s, &step, each, arg);
+        remember(s, &step);
+        s->n_done += step.n;
+    }
+    return 0;
+}
+
+int session_common(const Session *s, const int *ids, int n) {
+    return cache_common(&s->cache, ids, n, s->span, s->n_spans);
+}
+
+int session_sync(Session *s, const int *ids, int n, int n_stable, int *reused, Error *err) {
+    long long context = s->o.context;
+    if (n < 1) return fail(err, "the prompt is empty");
+    if (n > context)
+        return fail(err, "the prompt has %d tokens, more than the context of %lld (-c)", n,
+                    context);
+    int common = session_common(s, ids, n);
+    int kept = (int)cache_rewind(&s->cache, common);
+    /* The prompt differs from what the cache holds from `common` on.  A mark is set there, for the
+     * next prompt that begins alike, only if the cache could not go back there.  Otherwise the mark
+     * stays where it is: moving it would free a copy that other prompts may need. */
+    if (kept < common) cache_set_mark(&s->cache, SHARED_PREFIX, common);
+    const PictureSpan *in = cut_at(s, n_stable);
+    cache_set_mark(&s->cache, NEXT_TURN, in ? in->pos : n_stable);
+    if (reused) *reused = kept;
+    return session_eval(s, ids + kept, n - kept, NULL, NULL, err);
+}
+
+/* ---- saved caches ---- */
+
+static SavedFor saved_for(const Session *s, uint64_t conversation) {
+    int numbers = s->o.exact + 2 * s->o.fp4_activations;
+    /* --activations 16 means the same as none. */
+    if (s->o.activations != 16) numbers += 4 * s->o.activations;
+    return (SavedFor){conversation, numbers};
+}
+
+int session_save(const Session *s, const int *ids, int n, uint64_t conversation, FILE *f) {
+    int held = n ? session_common(s, ids, n) : 0;
+    return cache_save(&s->cache, held, saved_for(s, conversation), f);
+}
+
+void session_forget(Session *s) { cache_clear(&s->cache); }
+
+int session_load(Session *s, uint64_t conversation, FILE *f, Error *err) {
+    return cache_load(&s->cache, saved_for(s, conversation), f, err);
+}
+
+/* ---- what the session tells ---- */
+
+void session_view(Session *s, int64_t n) { s->cache.ids.n = (int)n; }
+
+/* Which token of the last step the last position is. */
+static int last_token(const Session *s) { return (int)(s->cache.ids.n - 1 - s->step_pos); }
+
+/* Computes the logits of the tokens behind the last position too, since session_view may show these
+ * next: together they read the head's matrix once. */
+const float *session_logits(Session *s) {
+    int token = last_token(s);
+    if (token < s->first_known || token >= s->first_known + s->n_known) {
+        s->first_known = token;
+        s->n_known = s->n_step - token < MAX_VIEW ? s->n_step - token : MAX_VIEW;
+        room_for_logits(s, s->n_known);
+        forward_head(&s->pass, token, s->n_known, s->logits);
+    }
+    return s->logits + (int64_t)(token - s->first_known) * s->m->config.vocab;
+}
+
+int session_top(Session *s, int k, int *ids, float *logits) {
+    const Ops *op = s->o.ops;
+    return op->top ? op->top(s->pass.device, last_token(s), k, ids, logits) : -1;
+}
+
+Device *session_device(const Session *s, int *token) {
+    *token = last_token(s);
+    return s->pass.device;
+}
+
+const KvCache *session_cache(const Session *s, int global) {
+    return &s->cache.kv[last_layer(s->m, global) - s->m->w.layer];
+}
+
+const SessionOptions *session_given(const Session *s) { return &s->o; }
+
+const int *session_ids(const Session *s, int *n) {
+    *n = s->cache.ids.n;
+    return s->cache.ids.id;
+}
+
+int64_t session_context(const Session *s) { return s->o.context; }
+
+void session_slot_hits(const Session *s, int64_t *chosen, int64_t *hits) {
+    *chosen = *hits = 0;
+    if (s->memory.expert_slots) s->o.ops->slot_hits(s->pass.device, chosen, hits);
+}
+
+void session_hidden(Session *s, float *h) { s->o.ops->hidden(s->pass.device, last_token(s), h); }
+
+void session_trace(Session *s, TraceFn *trace, void *arg) {
+    const Config *c = &s->m->config;
+    int64_t n = s->cache.shape.max_step;
+    Trace *t = &s->trace;
+    t->fn = trace;
+    t->arg = arg;
+    t->x = xrealloc(t->x, n * c->hidden, sizeof(float));
+    t->expert = xrealloc(t->expert, n * (c->top_k + 1), sizeof(int));
+    t->weight = xrealloc(t->weight, n * (c->top_k + 1), sizeof(float));
+    s->pass.reads_x = trace != NULL;
+}
+
+/* ---- what a session takes of a GPU's memory, and what finds room there ---- */
 
 int64_t kv_bytes(const Model *m, const SessionOptions *o, int64_t *per_token) {
     CacheShape shape = cache_shape(m, o);
@@ -253,321 +574,9 @@ int session_fits(const Model *m, const SessionOptions *o, const Memory *memory, 
                 (long long)o->context, advice);
 }
 
-/* ----------------------------------------------------------------------------------------------
- * Opening and closing */
-
-static int watch(void *arg, int n_done);
-
-static int open_parts(Session *s, Error *err) {
-    const Model *m = s->m;
-    DeviceOptions device = device_options(m, &s->o);
-    device.copy_head = s->memory.head_copy > 0;
-    device.cpu_experts = s->memory.cpu_experts;
-    device.expert_slots = s->memory.expert_slots;
-    device.fetch_experts = s->memory.expert_room > 0;
-    CacheShape shape = cache_shape(m, &s->o);
-    s->pass = (Pass){.m = m, .ops = s->o.ops, .watch = watch, .arg = s};
-    s->pass.row = xcalloc(shape.max_step, sizeof *s->pass.row);
-    if (!(s->pass.device = s->o.ops->open(&m->config, &m->w, &device, err))) return -1;
-    if (cache_open(&s->cache, m, s->o.ops, &shape)) {
-        int64_t per_token;
-        double gb = (double)cache_bytes(m, &shape, &per_token) * 1e-9;
-        return fail(err, "no memory for a context of %lld positions (%.1f GB): try a smaller -c",
-                    (long long)shape.context, gb);
-    }
-    s->pass.kv = s->cache.kv;
-    return 0;
-}
-
-Session *session_new(const Model *m, const SessionOptions *o, Error *err) {
-    Memory memory;
-    if (session_memory(m, o, &memory, err) || session_fits(m, o, &memory, err)) return NULL;
-    Session *s = xcalloc(1, sizeof *s);
-    s->m = m;
-    s->o = *o;
-    s->memory = memory;
-    s->o.chunk = memory.chunk ? memory.chunk : chunk_of(o);
-    if (open_parts(s, err)) {
-        session_free(s);
-        return NULL;
-    }
-    forward_rehearse(&s->pass);
-    return s;
-}
-
-void session_free(Session *s) {
-    if (!s) return;
-    cache_close(&s->cache);
-    if (s->cpu) cpu_ops.close(s->cpu);
-    if (s->pass.device) s->o.ops->close(s->pass.device);
-    free(s->pass.row);
-    free(s->logits);
-    free(s->trace.x);
-    free(s->trace.weight);
-    free(s->trace.expert);
-    free(s);
-}
-
-/* ----------------------------------------------------------------------------------------------
- * Pictures */
-
-void session_pictures(Session *s, const PictureSpan *span, int n) {
-    s->span = span;
-    s->n_spans = n;
-}
-
-static int is_cancelled(const Session *s) { return s->o.cancel && *s->o.cancel; }
-
-/* Encodes a picture on the CPU.  Returns as forward_picture does. */
-static int encode_on_cpu(Session *s, Picture *p, Error *err) {
-    DeviceOptions small = {.max_n = 1, .context = 1, .n_threads = s->o.n_threads,
-                           .exact = s->o.exact, .activations = s->o.activations};
-    if (!s->cpu && !(s->cpu = cpu_ops.open(&s->m->config, &s->m->w, &small, err))) return -1;
-    Pass pass = {.m = s->m, .ops = &cpu_ops, .device = s->cpu};
-    return forward_picture(&pass, p, s->o.cancel);
-}
-
-/* Runs the tower on a picture.  Returns 0, 1 when cancelled, -1 with err. */
-static int encode_picture(Session *s, Picture *p, Error *err) {
-    int most = s->m->w.tower.n_positions;
-    if (!s->m->w.tower.n_layers)
-        return fail(err, "this checkpoint has no vision tower: it takes no pictures");
-    if (p->columns > most || p->rows > most)
-        return fail(err, "a picture of %d x %d patches: this tower has positions for %d a side",
-                    p->columns, p->rows, most);
-    int status = forward_picture(&s->pass, p, s->o.cancel);
-    if (status >= 0) return status;
-    fail(err, "no memory for a picture of %d x %d patches", p->columns, p->rows);
-    return s->o.ops->memory ? encode_on_cpu(s, p, err) : -1;
-}
-
-/* Encodes the pictures of a step that are not encoded yet.  Returns 0, 1 when cancelled, -1 with
- * err. */
-static int encode_pictures(Session *s, const TokenStep *step, Error *err) {
-    for (int i = 0; i < s->n_spans; i++) {
-        Picture *p = s->span[i].picture;
-        if (!in_step(step, &s->span[i]) || p->soft) continue;
-        int stopped = encode_picture(s, p, err);
-        if (stopped) return stopped;
-    }
-    return 0;
-}
-
-/* ----------------------------------------------------------------------------------------------
- * Steps */
-
-/* Shows a test the residual stream after n_done layers. */
-static void show_trace(const Session *s, int n_done) {
-    const Trace *t = &s->trace;
-    const Ops *op = s->o.ops;
-    int routed = s->m->config.n_experts && n_done > 0;
-    op->read_x(s->pass.device, t->x);
-    if (routed) op->read_route(s->pass.device, t->expert, t->weight);
-    const int *expert = routed ? t->expert : NULL;
-    const float *weight = routed ? t->weight : NULL;
-    t->fn(t->arg, n_done - 1, s->step_pos, s->n_step, t->x, expert, weight);
-}
-
-/* Pass.watch: traces the forward pass, reports its progress, and returns 1 to end it when it is
- * cancelled.  A step of one token is not cut short, because it is done in a moment. */
-static int watch(void *arg, int n_done) {
-    const Session *s = arg;
-    double layers = s->m->config.n_layers, n = s->n_done + s->n_step * n_done / layers;
-    if (s->trace.fn) show_trace(s, n_done);
-    if (s->o.progress && n_done) s->o.progress(s->o.arg, s->n_to_do, n / s->n_to_do);
-    return s->n_step > 1 && is_cancelled(s);
-}
-
-/* Makes room for n rows of logits. */
-static void room_for_logits(Session *s, int n) {
-    if (n <= s->n_logits) return;
-    s->n_logits = n;
-    s->logits = xrealloc(s->logits, (int64_t)n * s->m->config.vocab, sizeof(float));
-}
-
-/* Returns the picture that a step would cut if it ended in front of position pos, or NULL. */
-static const PictureSpan *cut_at(const Session *s, int64_t pos) {
-    return picture_at(s->span, s->n_spans, pos);
-}
-
-/* Whether the session can take these ids: 0, or -1 with err. */
-static int check_ids(const Session *s, const int *ids, int n, Error *err) {
-    long long all = (long long)s->cache.ids.n + n, context = s->o.context;
-    int vocab = s->m->config.vocab;
-    if (all > context)
-        return fail(err, "%lld tokens are more than the context of %lld (-c)", all, context);
-    for (int i = 0; i < n; i++)
-        if (ids[i] < 0 || ids[i] >= vocab)
-            return fail(err, "token id %d is outside the vocabulary of %d", ids[i], vocab);
-    const PictureSpan *in = cut_at(s, all);
-    if (in) return fail(err, "the ids end inside a picture of %d soft tokens", in->picture->n);
-    for (int i = 0; i < s->n_spans; i++) {
-        int soft = s->span[i].picture->n;
-        if (soft > s->cache.shape.max_step)
-            return fail(err, "a picture of %d soft tokens is more than --image-tokens", soft);
-    }
-    return 0;
-}
-
-/* Returns how many of the next n tokens the next step takes. */
-static int step_length(const Session *s, int n) {
-    int64_t begin = s->cache.ids.n, end = begin + n;
-    if (n > s->o.chunk) end = begin + s->o.chunk;
-    /* A step ends at a mark, so that the window there can be copied before the rings go on. */
-    for (int i = 0; i < N_MARKS; i++) {
-        int64_t mark = s->cache.mark[i].pos;
-        if (mark > begin && mark < end) end = mark;
-    }
-    /* A step ends before a picture that it would cut, and takes a picture at its beginning
-     * whole. */
-    const PictureSpan *in = cut_at(s, end);
-    if (in) end = in->pos > begin ? in->pos : begin + in->picture->n;
-    return (int)(end - begin);
-}
-
-/* Calls `each` with the logits of all tokens of the step.  It computes MAX_VIEW rows at a time, so
- * that the session needs no room for more. */
-static void hand_out_logits(Session *s, const TokenStep *step, LogitsFn *each, void *arg) {
-    room_for_logits(s, MAX_VIEW);
-    for (int i = 0; i < step->n; i += MAX_VIEW) {
-        int count = step->n - i < MAX_VIEW ? step->n - i : MAX_VIEW;
-        forward_head(&s->pass, i, count, s->logits);
-        for (int k = 0; k < count; k++)
-            each(arg, step->pos + i + k, s->logits + (int64_t)k * s->m->config.vocab);
-    }
-}
-
-/* Takes a step through the model.  Returns 0, 1 when cancelled, -1 with err. */
-static int take_step(Session *s, const TokenStep *step, Error *err) {
-    int stopped = encode_pictures(s, step, err);
-    if (stopped) return stopped;
-    if (cache_make_room(&s->cache, step->pos + step->n, err)) return -1;
-    s->n_known = 0;
-    s->step_pos = step->pos;
-    s->n_step = step->n;
-    return is_cancelled(s) || forward(&s->pass, step);
-}
-
-/* Notes that the cache now holds the tokens of the step. */
-static void remember(Session *s, const TokenStep *step) {
-    for (int i = 0; i < s->n_spans; i++) {
-        const Picture *p = s->span[i].picture;
-        if (in_step(step, &s->span[i])) cache_add_picture(&s->cache, s->span[i].pos, p->n, p->hash);
-    }
-    for (int i = 0; i < step->n; i++) ids_add(&s->cache.ids, step->ids[i]);
-}
-
-int session_eval(Session *s, const int *ids, int n, LogitsFn *each, void *arg, Error *err) {
-    if (check_ids(s, ids, n, err)) return -1;
-    s->n_to_do = n;
-    s->n_done = 0;
-    while (s->n_done < n) {
-        TokenStep step = {.ids = ids + s->n_done, .n = step_length(s, n - s->n_done),
-                          .pos = s->cache.ids.n, .span = s->span, .n_spans = s->n_spans};
-        int stopped = take_step(s, &step, err);
-        if (stopped) return stopped;
-        if (each) hand_out_logits(s, &step, each, arg);
-        remember(s, &step);
-        s->n_done += step.n;
-    }
-    return 0;
-}
-
-int session_common(const Session *s, const int *ids, int n) {
-    return cache_common(&s->cache, ids, n, s->span, s->n_spans);
-}
-
-int session_sync(Session *s, const int *ids, int n, int n_stable, int *reused, Error *err) {
-    long long context = s->o.context;
-    if (n < 1) return fail(err, "the prompt is empty");
-    if (n > context)
-        return fail(err, "the prompt has %d tokens, more than the context of %lld (-c)", n,
-                    context);
-    int common = session_common(s, ids, n);
-    int kept = (int)cache_rewind(&s->cache, common);
-    /* The prompt differs from what the cache holds from `common` on.  A mark is set there, for the
-     * next prompt that begins alike, only if the cache could not go back there.  Otherwise the mark
-     * stays where it is: moving it would free a copy that other prompts may need. */
-    if (kept < common) cache_set_mark(&s->cache, SHARED_PREFIX, common);
-    const PictureSpan *in = cut_at(s, n_stable);
-    cache_set_mark(&s->cache, NEXT_TURN, in ? in->pos : n_stable);
-    if (reused) *reused = kept;
-    return session_eval(s, ids + kept, n - kept, NULL, NULL, err);
-}
-
-/* ----------------------------------------------------------------------------------------------
- * Saved caches */
-
-static SavedFor saved_for(const Session *s, uint64_t conversation) {
-    int numbers = s->o.exact + 2 * s->o.fp4_activations;
-    /* --activations 16 means the same as none. */
-    if (s->o.activations != 16) numbers += 4 * s->o.activations;
-    return (SavedFor){conversation, numbers};
-}
-
-int session_save(const Session *s, const int *ids, int n, uint64_t conversation, FILE *f) {
-    int held = n ? session_common(s, ids, n) : 0;
-    return cache_save(&s->cache, held, saved_for(s, conversation), f);
-}
-
-void session_forget(Session *s) { cache_clear(&s->cache); }
-
-int session_load(Session *s, uint64_t conversation, FILE *f, Error *err) {
-    return cache_load(&s->cache, saved_for(s, conversation), f, err);
-}
-
-/* ----------------------------------------------------------------------------------------------
- * What the session tells */
-
-void session_view(Session *s, int64_t n) { s->cache.ids.n = (int)n; }
-
-/* Which token of the last step the last position is. */
-static int last_token(const Session *s) { return (int)(s->cache.ids.n - 1 - s->step_pos); }
-
-/* Computes the logits of the tokens behind the last position too, since session_view may show these
- * next: together they read the head's matrix once. */
-const float *session_logits(Session *s) {
-    int token = last_token(s);
-    if (token < s->first_known || token >= s->first_known + s->n_known) {
-        s->first_known = token;
-        s->n_known = s->n_step - token < MAX_VIEW ? s->n_step - token : MAX_VIEW;
-        room_for_logits(s, s->n_known);
-        forward_head(&s->pass, token, s->n_known, s->logits);
-    }
-    return s->logits + (int64_t)(token - s->first_known) * s->m->config.vocab;
-}
-
-int session_top(Session *s, int k, int *ids, float *logits) {
-    const Ops *op = s->o.ops;
-    return op->top ? op->top(s->pass.device, last_token(s), k, ids, logits) : -1;
-}
-
-Device *session_device(const Session *s, int *token) {
-    *token = last_token(s);
-    return s->pass.device;
-}
-
-const KvCache *session_cache(const Session *s, int global) {
-    return &s->cache.kv[last_layer(s->m, global) - s->m->w.layer];
-}
-
-const SessionOptions *session_given(const Session *s) { return &s->o; }
-
-const int *session_ids(const Session *s, int *n) {
-    *n = s->cache.ids.n;
-    return s->cache.ids.id;
-}
-
-int64_t session_context(const Session *s) { return s->o.context; }
-
 const Memory *session_takes(const Session *s) { return &s->memory; }
 
 int64_t session_device_bytes(const Session *s) { return session_bytes(&s->memory); }
-
-void session_slot_hits(const Session *s, int64_t *chosen, int64_t *hits) {
-    *chosen = *hits = 0;
-    if (s->memory.expert_slots) s->o.ops->slot_hits(s->pass.device, chosen, hits);
-}
 
 void placement(const Model *m, const Memory *memory, char text[PLACEMENT]) {
     int on_cpu = memory->cpu_experts, on_gpu = m->config.n_layers - on_cpu;
@@ -578,18 +587,4 @@ void placement(const Model *m, const Memory *memory, char text[PLACEMENT]) {
     if (memory->expert_slots)
         snprintf(text + n, (size_t)(PLACEMENT - n), "; slots for %d of %d on the GPU",
                  memory->expert_slots, m->config.n_experts);
-}
-
-void session_hidden(Session *s, float *h) { s->o.ops->hidden(s->pass.device, last_token(s), h); }
-
-void session_trace(Session *s, TraceFn *trace, void *arg) {
-    const Config *c = &s->m->config;
-    int64_t n = s->cache.shape.max_step;
-    Trace *t = &s->trace;
-    t->fn = trace;
-    t->arg = arg;
-    t->x = xrealloc(t->x, n * c->hidden, sizeof(float));
-    t->expert = xrealloc(t->expert, n * (c->top_k + 1), sizeof(int));
-    t->weight = xrealloc(t->weight, n * (c->top_k + 1), sizeof(float));
-    s->pass.reads_x = trace != NULL;
 }

@@ -42,19 +42,6 @@ typedef struct {
     volatile sig_atomic_t *cancel;      /* nonzero: stop after a layer or a step; may be NULL */
 } SessionOptions;
 
-/* Returns the bytes of the kv cache of a session with these options.  *per_token becomes the bytes
- * that one position takes in all layers together. */
-int64_t kv_bytes(const Model *m, const SessionOptions *o, int64_t *per_token);
-
-/* *memory becomes what a session with these options takes of the device's own memory; all 0 for a
- * device that has none (the CPU).  The copy of the head is only made if it leaves room for pictures
- * and a drafter.  Returns 0, or -1 with err. */
-int session_memory(const Model *m, const SessionOptions *o, Memory *memory, Error *err);
-
-/* Whether the device has room for the session, by what session_memory said of it: 0, or -1 with the
- * numbers and what would fit. */
-int session_fits(const Model *m, const SessionOptions *o, const Memory *memory, Error *err);
-
 /* Returns an empty session, which the caller frees before the model; or NULL with err.  If the
  * device's memory is too small, err says what would fit, and nothing was allocated. */
 Session *session_new(const Model *m, const SessionOptions *o, Error *err);
@@ -138,12 +125,27 @@ const int *session_ids(const Session *s, int *n);
 /* Positions that it has room for. */
 int64_t session_context(const Session *s);
 
+/* As Ops.slot_hits; 0 and 0 without slots. */
+void session_slot_hits(const Session *s, int64_t *chosen, int64_t *hits);
+
+/* ---- what a session takes of the device's memory ---- */
+
+/* Returns the bytes of the kv cache of a session with these options.  *per_token becomes the bytes
+ * that one position takes in all layers together. */
+int64_t kv_bytes(const Model *m, const SessionOptions *o, int64_t *per_token);
+
+/* *memory becomes what a session with these options takes of the device's own memory; all 0 for a
+ * device that has none (the CPU).  The copy of the head is only made if it leaves room for pictures
+ * and a drafter.  Returns 0, or -1 with err. */
+int session_memory(const Model *m, const SessionOptions *o, Memory *memory, Error *err);
+
+/* Whether the device has room for the session, by what session_memory said of it: 0, or -1 with the
+ * numbers and what would fit. */
+int session_fits(const Model *m, const SessionOptions *o, const Memory *memory, Error *err);
+
 /* What the session takes of the device's own memory, as session_memory told; its bytes in all. */
 const Memory *session_takes(const Session *s);
 int64_t session_device_bytes(const Session *s);
-
-/* As Ops.slot_hits; 0 and 0 without slots. */
-void session_slot_hits(const Session *s, int64_t *chosen, int64_t *hits);
 
 /* Writes to text where the experts are: "experts of 9 layers on the GPU, of 21 on the CPU" and,
  * with slots, "; slots for 32 of 128 on the GPU"; "" where all are on the device. */

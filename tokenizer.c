@@ -367,10 +367,11 @@ static int read_object(Reader *r, const char *field, int (*on_key)(Reader *r, St
     return more;
 }
 
-/* Skips a value that must be null, "" or (if may_be_false is set) false. */
-static int read_unset(Reader *r, int may_be_false) {
+/* Skips the value of a field that must be null, "" or (if may_be_false is set) false. */
+static int read_unset(Reader *r, const char *field, int may_be_false) {
     char c = scan_peek(&r->scan);
     Str s = {0};
+    in_field(r, field);
     if (c == '"' ? scan_string(&r->scan, &s) : scan_skip(&r->scan)) return -1;
     int unset = c == 'n' || (may_be_false && c == 'f') || (c == '"' && !s.n);
     return unset ? 0 : fail(r->err, "%s is not supported", r->where);
@@ -384,21 +385,20 @@ static int on_added_key(Reader *r, Str key) {
     if (str_is(key, "id")) {
         if (scan_int(s, &id)) return -1;
         name->id = id < 0 || id >= r->n_ids ? r->n_ids : (int)id;
-    } else if (str_is(key, "content")) {
+        return 0;
+    }
+    if (str_is(key, "content")) {
         if (scan_string(s, &content)) return -1;
         name->s = memcpy(arena_end(r->t), content.s, content.n);
         name->len = (uint32_t)content.n;
         r->t->arena_len += content.n;
-    } else if (str_is(key, "normalized")) {
-        return scan_bool(s, &name->control);
-    } else if (str_is(key, "single_word")) {
-        return in_field(r, "added_tokens[].single_word"), read_unset(r, 1);
-    } else if (str_is(key, "lstrip")) {
-        return in_field(r, "added_tokens[].lstrip"), read_unset(r, 1);
-    } else if (str_is(key, "rstrip")) {
-        return in_field(r, "added_tokens[].rstrip"), read_unset(r, 1);
-    } else return scan_skip(s);
-    return 0;
+        return 0;
+    }
+    if (str_is(key, "normalized")) return scan_bool(s, &name->control);
+    if (str_is(key, "single_word")) return read_unset(r, "added_tokens[].single_word", 1);
+    if (str_is(key, "lstrip")) return read_unset(r, "added_tokens[].lstrip", 1);
+    if (str_is(key, "rstrip")) return read_unset(r, "added_tokens[].rstrip", 1);
+    return scan_skip(s);
 }
 
 /* Reads added_tokens into r->added; name_added makes names of them once all pieces are
@@ -571,18 +571,20 @@ static int on_model_key(Reader *r, Str key) {
     Scan *s = &r->scan;
     Str type;
     if (str_is(key, "type")) {
-        if (in_field(r, "model.type"), scan_string(s, &type)) return -1;
+        in_field(r, "model.type");
+        if (scan_string(s, &type)) return -1;
         r->is_bpe = str_is(type, "BPE");
         if (r->is_bpe) return 0;
         return fail(r->err, "%s is '%.*s', not BPE", r->where, shown(type.n), type.s);
     }
-    if (str_is(key, "byte_fallback"))
-        return in_field(r, "model.byte_fallback"), scan_bool(s, &r->has_fallback);
-    if (str_is(key, "ignore_merges")) return in_field(r, "model.ignore_merges"), read_unset(r, 1);
+    if (str_is(key, "byte_fallback")) {
+        in_field(r, "model.byte_fallback");
+        return scan_bool(s, &r->has_fallback);
+    }
+    if (str_is(key, "ignore_merges")) return read_unset(r, "model.ignore_merges", 1);
     if (str_is(key, "continuing_subword_prefix"))
-        return in_field(r, "model.continuing_subword_prefix"), read_unset(r, 0);
-    if (str_is(key, "end_of_word_suffix"))
-        return in_field(r, "model.end_of_word_suffix"), read_unset(r, 0);
+        return read_unset(r, "model.continuing_subword_prefix", 0);
+    if (str_is(key, "end_of_word_suffix")) return read_unset(r, "model.end_of_word_suffix", 0);
     if (str_is(key, "vocab")) return read_vocab(r);
     if (str_is(key, "merges") && r->has_vocab) return read_merges(r);
     /* Merges before the vocabulary cannot be looked up yet: read_model comes back to them. */

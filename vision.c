@@ -240,7 +240,6 @@ typedef struct {
     Device *d;
     const Tower *v;
     const VisionLayer *l;
-    const float *weight;                /* of a norm */
 } Look;
 
 /* n numbers as BF16, and, `wide` numbers on, what these leave of them as BF16. */
@@ -358,30 +357,10 @@ static void see_flash_task(void *arg, int task, int thread) {
     }
 }
 
-/* y = RMSNorm(x, weight) of one patch. */
-static void see_norm_task(void *arg, int t, int thread) {
-    Look *a = arg;
-    const Sight *s = a->d->sight;
-    int64_t at = (int64_t)t * a->v->hidden;
-    (void)thread;
-    rms_norm(a->d, s->y + at, s->x + at, a->weight, a->v->hidden);
-}
-
-/* x += RMSNorm(y, weight) of one patch. */
-static void see_add_task(void *arg, int t, int thread) {
-    Look *a = arg;
-    const Sight *s = a->d->sight;
-    int hidden = a->v->hidden;
-    float *x = s->x + (int64_t)t * hidden, *y = s->y + (int64_t)t * hidden;
-    (void)thread;
-    rms_norm(a->d, y, y, a->weight, hidden);
-    for (int i = 0; i < hidden; i++) x[i] += y[i];
-}
-
 void cpu_see_layer(Device *d, const Tower *v, const VisionLayer *l) {
     Sight *s = d->sight;
-    Look look = {.d = d, .v = v, .l = l};
-    parallel(d, s->n, see_norm_task, &(Look){d, v, l, l->input_norm});
+    Look look = {d, v, l};
+    norm_rows(d, s->y, s->x, l->input_norm, s->n, v->hidden);
     product(d, &l->q, NULL, s->y, s->n, s->q);
     product(d, &l->k, NULL, s->y, s->n, s->k);
     product(d, &l->v, NULL, s->y, s->n, s->v);
@@ -389,11 +368,11 @@ void cpu_see_layer(Device *d, const Tower *v, const VisionLayer *l) {
     int gemm = uses_gemm(d), size = gemm ? FLASH_QUERIES : PATCHES_PER_TASK;
     parallel(d, n_blocks(s->n, size) * v->n_heads, gemm ? see_flash_task : see_attend_task, &look);
     product(d, &l->o, NULL, s->q, s->n, s->y);
-    parallel(d, s->n, see_add_task, &(Look){d, v, l, l->post_attention_norm});
-    parallel(d, s->n, see_norm_task, &(Look){d, v, l, l->pre_mlp_norm});
+    add_normed(d, s->x, s->y, l->post_attention_norm, s->n, v->hidden);
+    norm_rows(d, s->y, s->x, l->pre_mlp_norm, s->n, v->hidden);
     product(d, &l->gate, &l->up, s->y, s->n, s->h);
     product(d, &l->down, NULL, s->h, s->n, s->y);
-    parallel(d, s->n, see_add_task, &(Look){d, v, l, l->post_mlp_norm});
+    add_normed(d, s->x, s->y, l->post_mlp_norm, s->n, v->hidden);
 }
 
 /* ---- soft tokens out ---- */

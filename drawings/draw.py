@@ -81,14 +81,14 @@ def program():
         s.box(x, 20, w, 66, name, notes)
     s.box(100, 122, 318, 66, 'conversation.c', ['tools.c', 'a turn; what the model calls is run'])
     s.box(442, 122, 312, 66, 'generate.c',
-          ['guide.c engine.c', 'the loop from prompt to answer'], 'strong')
+          ['guide.c', 'the loop from prompt to answer'], 'strong')
     s.box(784, 122, 160, 66, 'draft.c', ['adapt.c', "a drafter's guesses"])
     s.box(100, 234, 144, 96, 'chat.c', ['declare.c', 'messages to prompt,', 'July 2026 template'])
     s.box(268, 234, 138, 96, 'tokenizer.c', ['text to ids,', 'byte-pair encoding'])
     s.box(442, 234, 116, 96, 'sampler.c', ['logits to an id'])
     s.box(574, 220, 222, 124, 'schema.c',
           ['which tokens a schema allows', 'objects.c arrays.c constants.c ranges.c',
-           'formats.c apart.c holds.c places.c', 'keywords.c values.c document.c',
+           'strings.c apart.c holds.c places.c', 'keywords.c values.c document.c',
            'numbers.c pattern.c stringset.c', 'program.c states.c vocabulary.c'])
     s.box(808, 234, 136, 96, 'answer.c', ['call.c', 'ids to text,', 'thought and calls'])
     s.box(100, 394, 144, 66, 'media.c', ['image.c orient.c', 'ffmpeg.c sniff.c', 'pictures to patches'])
@@ -102,7 +102,7 @@ def program():
           ['the formulas,', 'one thread:', 'the oracle of the tests'], 'strong')
     s.box(268, 558, 330, 118, 'cpu.c',
           ['vision.c offload.c handover.c slots.c', 'attention.c flash.c moe.c head.c',
-           'residual.c, over nvfp4.c, strips.c',
+           'residual.c, over multiply.c, strips.c',
            'threads.c (tasks for all threads)',
            'kernels.c kernels_c.c kernels_x86.c kernels_neon.c'])
     s.box(614, 558, 330, 118, 'cuda.cu',

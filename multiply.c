@@ -1,4 +1,4 @@
-/* nvfp4.c - a matrix times tokens on the CPU, whatever the weights' format.
+/* multiply.c - a matrix times tokens on the CPU, whatever the weights' format.
  *
  * One product serves everything: `multiply`, a block of rows times every token, by the kernels of
  * kernels.h.  A single token is bound by memory: W is read once, row after row, fetched ahead.  A
@@ -8,13 +8,10 @@
  * Which bits a product promises (MODEL.md, "Which bits are promised", has the whole promise).
  * y[t][r] is one sum in an order that W's columns and the kernels determine, so a token's result is
  * the same whatever stands beside it: tokens, rows, threads, chunks of the prompt.  Steps of more
- * than FEW_TOKENS tokens are the exception, unless --exact is given: many tokens are added up in
- * another order.  With AMX and on ARM they go in strips of 16; strips of BF16 also split
- * activations otherwise.  With AVX-512 they meet panels (PanelKernels in kernels.h), where
- * activations and BF16 are rounded otherwise.  With AVX2 they meet panels of NVFP4, INT4, INT8 and
- * BF16, and go in strips otherwise.  Which of these is done depends on the step and the matrix
- * alone (`uses_strips`, `meets_panels` in cpu.h), so the same command gives the same bytes with
- * any number of threads.
+ * than FEW_TOKENS tokens are the exception, unless --exact is given: in strips and panels many
+ * tokens are added up in another order, and rounded otherwise (MODEL.md, "Products on the CPU").
+ * Which of these is done depends on the step, the matrix and the kernels alone (`uses_strips`,
+ * `meets_panels` in cpu.h), so the same command gives the same bytes with any number of threads.
  *
  * Activations.  For matrices of NVFP4, INT4 and INT8 they are rounded to 16 bits (`pack`), and for
  * all that meets panels, unless --exact. */
@@ -36,10 +33,6 @@
  * 32 KB, and their records, 70 KB, stay in the second-level cache.  Chosen by this count.  To tune
  * it, compare prompts of 512 tokens with GEMMA4_CPU=avx512. */
 #define PANEL_TOKENS 256
-
-Input input_new(int packed, int64_t n, int64_t cols) {
-    return (Input){.x = floats(n, cols), .packed = packed ? xaligned(n * packed_size(cols)) : NULL};
-}
 
 static int is_grouped(const Weight *w) { return w->dtype == DT_F8_E4M3 || w->dtype == DT_I32; }
 
@@ -168,10 +161,10 @@ void multiply_strips(Device *d, int thread, const Weight *w, int first, int last
     }
 }
 
-/* With strips of float32 the rows become float32 in the second-level cache, half of a task's at a
- * time. */
-static void multiply_wide(Device *d, int thread, const Weight *w, int first, int last,
-                          const uint8_t *strips, int n, float *y, int ldy) {
+/* `multiply` where the tokens are in strips of float32: the rows become float32 in the second-level
+ * cache, half of a task's at a time. */
+static void multiply_as_floats(Device *d, int thread, const Weight *w, int first, int last,
+                               const uint8_t *strips, int n, float *y, int ldy) {
     enum { HALF = MANY_ROWS / 2 };
     int cols = w->cols, stride = cols + 16;     /* 64 bytes more: no power of two in the cache */
     float *rows = d->rows[thread];
@@ -362,7 +355,7 @@ static void multiply_weight(Device *d, int thread, const Weight *w, int first, i
     if (meets_panels(d, w, in, n))
         multiply_panels(d, w, first, last, in, token, n, y, ldy);
     else if (in.strips && !d->kernel->gemm)
-        multiply_wide(d, thread, w, first, last, in.strips, n, y, ldy);
+        multiply_as_floats(d, thread, w, first, last, in.strips, n, y, ldy);
     else if (in.strips && takes_strips(w))
         multiply_strips(d, thread, w, first, last, in.strips, n, y, ldy);
     else if (is_expanded_in_registers(d, w, in, n))

@@ -1,4 +1,4 @@
-/* formats.c - what a schema says of strings: `pattern`, `format`, `minLength`, `maxLength`.  See
+/* strings.c - what a schema says of strings: `pattern`, `format`, `minLength`, `maxLength`.  See
  * compile.h. */
 #include "compile.h"
 
