@@ -764,8 +764,10 @@ static void launch_count(Device *d, int n, int k, const int *skip) {
 static void launch_logits(Device *d, int token, int k) {
     const Config *c = d->c;
     if (!d->screened) return launch_head(d, token, 1, NULL);
-    GPU_LAUNCH(screen_kernel, dim3(d->row_blocks), dim3(THREADS), 2 * (size_t)d->screen.cols,
-               d->stream, d->head, d->screen, last_x(d, token).x, d->final_norm, c->eps, c->softcap,
+    const size_t shared = 2 * (size_t)d->screen.cols;
+    const int per_sm = gpu_fits((const void *)screen_kernel, THREADS, shared, 2);
+    GPU_LAUNCH(screen_kernel, dim3(per_sm * d->stream_blocks), dim3(THREADS), shared, d->stream,
+               d->head, d->screen, last_x(d, token).x, d->final_norm, c->eps, c->softcap,
                d->logits);
     launched("screen");
     launch_count(d, 1, k, &d->screen.habit->skip);         /* of the lower bounds */

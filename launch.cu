@@ -93,10 +93,9 @@ struct Device {
     int serves_first;                   /* no kernel may wait for the CPU: see experts_on_cpu */
 
     /* ---- how it computes ---- */
-    int stream_blocks;                  /* blocks of a kernel that streams weights */
+    int stream_blocks;                  /* multiprocessors: a block that streams weights on each */
     int deep;                           /* their rings are DEEP, not SHALLOW */
     int every_kind;                     /* they are those with EVERY_KIND (stream.cu) */
-    int row_blocks;                     /* blocks of other kernels in which rows stream by */
     int shared_limit;                   /* bytes of dynamic shared memory that a block can have */
     int ahead;                          /* bytes that a launch that reads little brings ahead */
     /* Several tokens: BF16 numbers that make one of theirs, in products and in attention. */
@@ -429,10 +428,14 @@ static int expert_tiles(const Device *d, const Layer *host) {
  * most `tiles` tiles of 32 * mt tokens. */
 static void gemm(Device *d, Product &p, TileFormat format, int parts, int mt, int cols,
                  int row_tiles, int tiles, const char *what) {
+    const Gemm *g = gemms;
+    while (g->format != format || g->mt != mt || g->parts != parts) g++;
+    size_t shared = (size_t)stages_of(format, mt, parts) * stage_bytes(format, mt, parts);
     /* Where there are few tiles, several blocks share the columns of each, so that all blocks fit
      * on the GPU at once.  A block has 4 steps at least: 4 steps take the time that a block needs
      * to begin and to join (bench/gpusim --step prefill; compare there to tune it again). */
-    int fit = (mt == 1 ? 2 : 1) * d->stream_blocks / (row_tiles * tiles);
+    const int per_sm = gpu_fits((const void *)g->kernel, THREADS, shared, mt == 1 ? 2 : 1);
+    int fit = per_sm * d->stream_blocks / (row_tiles * tiles);
     int steps = padded(cols) / 64, shares = 1;
     p.steps = steps;
     if (!p.tile && fit > 1) {
@@ -442,10 +445,7 @@ static void gemm(Device *d, Product &p, TileFormat format, int parts, int mt, in
     p.partial = d->column_partial;
     p.ticket = d->column_ticket;
     dim3 grid(row_tiles, tiles, shares), block(THREADS);
-    size_t shared = (size_t)stages_of(format, mt, parts) * stage_bytes(format, mt, parts);
-    for (const Gemm &g : gemms)
-        if (g.format == format && g.mt == mt && g.parts == parts)
-            GPU_LAUNCH(g.kernel, grid, block, shared, d->stream, p);
+    GPU_LAUNCH(g->kernel, grid, block, shared, d->stream, p);
     launched(what);
 }
 
@@ -643,7 +643,7 @@ static void gelu_of(Device *d, const float *sums, int rows, int size, const Spli
 /* How this step's tokens are attended to.  A step that may be recorded serves every position. */
 static AttendPlan plan_attention(const Device *d, const Layer *l, const KvCache *kv) {
     const int64_t seen = d->n > MAX_RECORDED ? d->next->pos + d->n : INT64_MAX;
-    return attend_plan(l, kv, d->c->n_heads, d->n, seen, d->attend_parts, d->row_blocks,
+    return attend_plan(l, kv, d->c->n_heads, d->n, seen, d->attend_parts, d->stream_blocks,
                        d->shared_limit);
 }
 

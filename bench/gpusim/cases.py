@@ -120,11 +120,15 @@ class Model:
         self.dense, self.mlp, self.expert = LAYOUTS[layout]         # dense: of attention
         self.every_kind = not {self.dense, self.mlp, self.expert} <= {BF16, NVFP4}
         self.wgmma = self.fp4_activations = False      # hopper.cu or fp4.cu multiplies more than 16 tokens
-        self.blocks, self.limit = 2 * gpu['sms'], gpu['shared_limit'] - 1024
+        self.limit = gpu['shared_limit'] - 1024
         self.ahead = max(min(gpu['l2_size'] // 4, 12 << 20), min(gpu['l2_size'] // 2, 3 << 20))      # ahead_of in open.cu
         self.depth = DEEP if self.limit > 160 * 1024 else SHALLOW
         self.ring = STREAM_WARPS * self.depth * (1184 if self.every_kind else 1152)
     def __getattr__(self, name): return self.t[name]        # structs: m.Layer(...)
+
+    def fits(self, shared, most):
+        """gpu_fits in gpu.h, but for registers.  2 KB: what CUDA takes of each block, and what the kernel declares."""
+        return min(most, self.gpu['shared_sm'] // (shared + 2048))
 
     def weight(self, m, dtype, rows, cols, read=None):
         """read: the share of it that the launch must read (its layer may have more than the kernel needs)."""
@@ -185,12 +189,12 @@ class Model:
         row_tiles, most = ceil(rows, 16 * rw), ceil(slots, keys) + 1
         units = kv * row_tiles
         numbers = min(rows, 16 * rw) * hd               # of a partial result
-        two = rows <= 16 and not wide                  # blocks of attend_kernel on a multiprocessor
-        splits, whole, grid = max(1, min(self.blocks // (1 if two else 2) // units, most, JOIN if short else most)), 0, (kv, row_tiles)
+        per_sm = self.fits(shared, 2 if rows <= 16 and not wide or not (few or wide) else 1)       # blocks on a multiprocessor
+        splits, whole, grid = max(1, min(self.gpu['sms'] * per_sm // units, most, JOIN if short else most)), 0, (kv, row_tiles)
         if few: grid = (kv * splits, row_tiles)
         else:
-            places, splits = self.blocks * (1 if wide else 2) // 2, 1
-            rest, turns = units if units < places else units % places if wide else 0, 1
+            places, splits = self.gpu['sms'] * per_sm, 1
+            rest, turns = units if units < places else units % places if per_sm == 1 else 0, 1
             one_tile = self.context + n <= keys
             for k in range(2, min(most, (1 if one_tile else 2) * places // max(rest, 1)) + 1) if rest else ():
                 if ceil(rest * k, places) * splits < turns * k: splits, turns = k, ceil(rest * k, places)
@@ -280,7 +284,7 @@ class Model:
             habit=m.real(struct.pack('<ii', skip, 0)), worth=VOCAB // 8)
         w, x, norm = self.weight(m, BF16, VOCAB, HIDDEN), m.warm(4 * HIDDEN), m.cold(4 * HIDDEN)
         logits = m.warm(4 * VOCAB)
-        out.append(Launch('screen', '13screen_kernel', (self.blocks,), THREADS, 2 * cols, [
+        out.append(Launch('screen', '13screen_kernel', (2 * self.gpu['sms'],), THREADS, 2 * cols, [
             ('Weight', w), ('Screen', screen), ('pointer', x), ('pointer', norm), ('float', EPS),
             ('float', 30), ('pointer', logits)], m, sample=3, **{s: 1}))
         head, count, collect = self.head(s, 1)
@@ -482,7 +486,9 @@ class Model:
             mt = 1 if n <= 32 or n <= 64 and 8 * row_tiles < sms else 2 if n <= 64 or parts > 1 else min((4, 3, 2), key=cost)
             reuse = n_tiles = ceil(n, 32 * mt)
         all_rows = sum(x.rows for x in (w, *more))
-        fit = (2 * sms if mt == 1 else sms) // (row_tiles * n_tiles)
+        size = stage_bytes(w.dtype, mt, parts)
+        shared = min(4, GEMM_SHARED // size) * size
+        fit = self.fits(shared, 2 if mt == 1 else 1) * sms // (row_tiles * n_tiles)
         steps = each = padded(columns) // 64
         if not routed and fit > 1: each = max(ceil(steps, fit), 4)
         shares = ceil(steps, each)
@@ -501,10 +507,9 @@ class Model:
         special = [] if more else self.special_product(name, w, up, n, parts, m, s, per, p, routed, flop)
         if special and routed: special[-1].reuse = reuse
         if special: return special
-        size = stage_bytes(w.dtype, mt, parts)
         # Blocks that share columns are simulated in full: only the last one of a tile adds up their sums, and of a sample none is the last.
         kernel = 'gemm_kernelILi%dELi%dELi%dE' % (w.dtype == NVFP4, mt, parts)
-        launch = Launch(name, kernel, (row_tiles, n_tiles, shares), THREADS, min(4, GEMM_SHARED // size) * size, [('Product', p)], m, sample=10 ** 6 if shares > 1 else 4 if routed else 2, flop=flop, **{s: per})
+        launch = Launch(name, kernel, (row_tiles, n_tiles, shares), THREADS, shared, [('Product', p)], m, sample=10 ** 6 if shares > 1 else 4 if routed else 2, flop=flop, **{s: per})
         launch.in_tiles, launch.reuse = True, reuse
         return [launch]
 
