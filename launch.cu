@@ -450,7 +450,7 @@ static void gemm(Device *d, Product &p, TileFormat format, int parts, int mt, in
 }
 
 /* p's product for n rows of y, with matrices that are no experts': by hopper.cu or gemm_kernel. */
-static void dense(Device *d, Product &p, int n, const uint16_t *y, int parts, const char *what) {
+static void dense(Device *d, Product p, int n, const uint16_t *y, int parts, const char *what) {
     p.n = p.n_act = n;
     p.y = y;
     if (d->wgmma && n > 16 && hopper_product(p, p.w, p.up, parts, 0, d->stream))
@@ -462,38 +462,31 @@ static void dense(Device *d, Product &p, int n, const uint16_t *y, int parts, co
     gemm(d, p, format, parts, mt, p.w.cols, row_tiles, (n + 32 * mt - 1) / (32 * mt), what);
 }
 
-/* out[n][pitch] = w . y. */
-static void product(Device *d, const Weight &w, const uint16_t *y, int n, int parts, float *out,
-                    int pitch, float softcap, const char *what) {
+/* The product out[n][pitch] = w . y. */
+static Product product_of(const Weight &w, float *out, int pitch) {
     Product p = {};
     p.w = w;
     p.out = out;
     p.pitch = pitch;
-    p.softcap = softcap;
-    dense(d, p, n, y, parts, what);
+    return p;
 }
 
-/* out [n][rows of q, k, v] = q . y, k . y, v . y, one after the other; a layer without v has k . y
- * twice. */
-static void qkv_product(Device *d, const Weight &q, const Weight &k, const Weight &v,
-                        const uint16_t *y, int n, int parts, float *out) {
-    Product p = {};
-    p.w = q;
+/* The product out [n][rows of q, k, v] = q . y, k . y, v . y, one after the other; a layer without
+ * v has k . y twice. */
+static Product qkv_product(const Weight &q, const Weight &k, const Weight &v, float *out) {
+    Product p = product_of(q, out, q.rows + 2 * k.rows);
     p.more[0] = k;
     p.more[1] = v.data ? v : k;
-    p.out = out;
-    p.pitch = q.rows + 2 * k.rows;
-    dense(d, p, n, y, parts, "q, k, v");
+    return p;
 }
 
-/* act[n][rows] = gelu(gate . y) * (up . y). */
-static void gated_product(Device *d, const Weight &gate, const Weight &up, const uint16_t *y,
-                          int n, uint16_t *act) {
+/* The product act[n][rows] = gelu(gate . y) * (up . y). */
+static Product gated_product(const Weight &gate, const Weight &up, uint16_t *act) {
     Product p = {};
     p.w = gate;
     p.up = up;
     p.act = act;
-    dense(d, p, n, y, d->y_parts, "mlp");
+    return p;
 }
 
 /* ---- many tokens of a layer, perhaps as NVFP4 ---- */
@@ -520,32 +513,15 @@ static int fp4_tokens(int n) {
     return n <= 256 ? 64 : 128;
 }
 
-/* out[n][pitch] = w . y. */
-static void layer_product(Device *d, const Weight &w, const uint16_t *y, float *out, int pitch,
-                          const char *what) {
-    if (!takes_fp4(d, w)) return product(d, w, y, d->n, d->y_parts, out, pitch, 0, what);
-    Product p = {};
-    p.w = w;
-    p.n = d->n;
-    p.y = y;
-    p.out = out;
-    p.pitch = pitch;
+/* p's product for this step's tokens, with matrices that are no experts': by fp4.cu if it multiplies
+ * all of them. */
+static void layer_dense(Device *d, Product p, const uint16_t *y, const char *what) {
+    for (const Weight &w : {p.w, p.up, p.more[0], p.more[1]})
+        if (w.data && !takes_fp4(d, w)) return dense(d, p, d->n, y, d->y_parts, what);
     int tokens = fp4_tokens(d->n);
-    fp4_gemm(d, p, w, tokens, (d->n + tokens - 1) / tokens, what);
-}
-
-/* act[n][rows] = gelu(gate . y) * (up . y). */
-static void layer_gated_product(Device *d, const Weight &gate, const Weight &up, const uint16_t *y,
-                                uint16_t *act) {
-    if (!takes_fp4(d, gate) || !takes_fp4(d, up)) return gated_product(d, gate, up, y, d->n, act);
-    Product p = {};
-    p.w = gate;
-    p.up = up;
     p.n = p.n_act = d->n;
     p.y = y;
-    p.act = act;
-    int tokens = fp4_tokens(d->n);
-    fp4_gemm(d, p, gate, tokens, (d->n + tokens - 1) / tokens, "mlp");
+    fp4_gemm(d, p, p.w, tokens, (d->n + tokens - 1) / tokens, what);
 }
 
 /* p, a product of a layer's experts, in tiles of the places that are sorted by expert.  w and up

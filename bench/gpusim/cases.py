@@ -440,22 +440,23 @@ class Model:
 
     # ---- several tokens ----
 
-    def special_product(self, name, w, up, n, parts, m, s, per, p, routed, flop):
+    def special_product(self, name, w, up, n, parts, m, s, per, p, routed, flop, more):
         """Of hopper.cu or fp4.cu (with what rounds the activations): what hopper_product or fp4_gemm launches; [] if they do not take it."""
         take_fp4 = self.fp4_activations and w.dtype == NVFP4
         if n <= 16 or not (take_fp4 or self.wgmma and w.dtype in (BF16, NVFP4)) or p.softcap: return []
         out, sms, width = [], self.gpu['sms'], padded(w.cols)
+        row_tiles = lambda each: sum(ceil(x.rows, each) for x in (w, *more))
         if take_fp4:
             tokens = 32 * routed[0] if routed else 32 if n <= 64 else 64 if n <= 256 else 128
             tiles = routed[1] if routed else ceil(n, tokens)
             y = self.Fp4Rows(data=m.warm(n * width // 2), scale=m.warm(n * width // 16), factor=m.warm(4 * n))
             out.append(Launch('FP4: ' + name, '15quantise_kernel', (ceil(n, WARPS),), THREADS, 0, [('pointer', m.warm(2 * n * width)), ('int', n), ('int', width), ('Fp4Rows', y)], Memory(), sample=4, **{s: per}))
-            out.append(Launch(name, '10fp4_kernelILi%dE' % (tokens // 32), (ceil(w.rows, 64 if up else 128), tiles), THREADS, 0, [('Product', p), ('Fp4Rows', y)], m, sample=4, flop=flop, **{s: per}))
+            out.append(Launch(name, '10fp4_kernelILi%dELb%dE' % (tokens // 32, bool(more)), (row_tiles(64 if up else 128), tiles), THREADS, 0, [('Product', p), ('Fp4Rows', y)], m, sample=4, flop=flop, **{s: per}))
         else:
             best = None
             for mr, tokens, packed, cost in HOPPER:
                 if packed != (w.dtype == NVFP4) or routed and tokens != 128: continue
-                rows, tiles = ceil(w.rows, 64 * mr if up else 128 * mr), routed[1] if routed else ceil(n, tokens)
+                rows, tiles = row_tiles(64 * mr if up else 128 * mr), routed[1] if routed else ceil(n, tokens)
                 cost *= ceil(rows * tiles, sms)
                 if not best or cost < best[0]: best = cost, mr, tokens, packed, rows, tiles
             _, mr, tokens, packed, rows, tiles = best
@@ -466,8 +467,8 @@ class Model:
             if not routed:
                 box = lambda at, rows, row, box_columns, box_rows: TensorMap(data=at, pitch=row, columns=row, rows=rows, box_columns=box_columns, box_rows=box_rows, element=1, swizzle=128 * (box_columns == 128))
                 maps.tokens = box(p.y, parts * n, 2 * width, 128, tokens // 2)
-                for h, x in enumerate((w, up or w)): maps.rows[h] = box(x.data, x.rows, width // 2 if packed else 2 * width, 32 if packed else 128, 64 * mr)
-            out.append(Launch(name, '13hopper_kernelILi%dELi%dELb%dELb%dE' % (mr, tokens, packed, not routed), (min(ceil(rows * tiles, cluster), sms // cluster) * cluster,), 384, shared,
+                for h, x in enumerate((w, up) if up else (w, *more)): maps.rows[h] = box(x.data, x.rows, width // 2 if packed else 2 * width, 32 if packed else 128, 64 * mr)
+            out.append(Launch(name, '13hopper_kernelILi%dELi%dELb%dELb%dELb%dE' % (mr, tokens, packed, not routed, bool(more)), (min(ceil(rows * tiles, cluster), sms // cluster) * cluster,), 384, shared,
                               [('Product', p), ('Maps', maps), ('int', parts), ('int', rows), ('int', tiles)], m, sample=4, flop=flop, **{s: per}))
             out[-1].cluster = cluster
         for launch in out: launch.suffix = 'a'
@@ -504,7 +505,7 @@ class Model:
             if up: p.up = up
             for i, x in enumerate(more): p.more[i] = x
         flop = 2 * n * all_rows * w.cols * (2 if up else 1) * (TOP if up and routed else 1)
-        special = [] if more else self.special_product(name, w, up, n, parts, m, s, per, p, routed, flop)
+        special = self.special_product(name, w, up, n, parts, m, s, per, p, routed, flop, more)
         if special and routed: special[-1].reuse = reuse
         if special: return special
         # Blocks that share columns are simulated in full: only the last one of a tile adds up their sums, and of a sample none is the last.
@@ -544,12 +545,7 @@ class Model:
             q, k = self.weight(m, self.dense, HEADS * hd, HIDDEN, 1), self.weight(m, self.dense, kv * hd, HIDDEN, 1)
             self.has_many(m, q, n)
             v = k if kind == 'global' else self.weight(m, self.dense, kv * hd, HIDDEN, 1)
-            if n > 16 and (self.wgmma or self.fp4_activations and self.dense == NVFP4):
-                for letter, w in ('q', q), ('k', k), ('v', v):
-                    m = Memory(); w = self.weight(m, self.dense, w.rows, HIDDEN, 1)
-                    if letter == 'q': self.has_many(m, w, n)
-                    out += self.product(letter + ' ' + kind, w, None, n, 1, m, s, per)
-            else: out += self.product('q, k, v ' + kind, q, None, n, 1, m, s, per, more=(k, v))
+            out += self.product('q, k, v ' + kind, q, None, n, 1, m, s, per, more=(k, v))
             if n * HEADS // kv > 16: out.append(self.rope(kind, n, s, per))
             out += self.attend(kind, n, s, per)
             m = Memory()
