@@ -491,9 +491,14 @@ static Product gated_product(const Weight &gate, const Weight &up, uint16_t *act
 
 /* ---- many tokens of a layer, perhaps as NVFP4 ---- */
 
+/* Steps of more tokens than this are multiplied by fp4.cu.  For fewer, rounding the activations
+ * takes longer than the faster tensor cores gain.  To tune it, compare bench/gpusim --gpu 5090,GB10
+ * --layout fp4 --step prompt32,prompt64 with and without --fp4-activations. */
+#define FP4_TOKENS 32
+
 /* Whether fp4.cu multiplies w. */
 static int takes_fp4(const Device *d, const Weight &w) {
-    return d->fp4_activations && d->n > 16 && w.dtype == DT_U8;
+    return d->fp4_activations && d->n > FP4_TOKENS && w.dtype == DT_U8;
 }
 
 /* fp4.cu computes p: the rows of p.y become NVFP4, and are multiplied in at most `tiles` tiles of

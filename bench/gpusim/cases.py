@@ -119,7 +119,7 @@ class Model:
         self.t, self.gpu, self.context, self.of_attend, self.of_experts = types, gpu, context, {}, []
         self.dense, self.mlp, self.expert = LAYOUTS[layout]         # dense: of attention
         self.every_kind = not {self.dense, self.mlp, self.expert} <= {BF16, NVFP4}
-        self.wgmma = self.fp4_activations = False      # hopper.cu or fp4.cu multiplies more than 16 tokens
+        self.tokens, self.wgmma, self.fp4_activations = 1, False, False      # hopper.cu or fp4.cu multiplies more than 16 tokens
         self.limit = gpu['shared_limit'] - 1024
         self.ahead = max(min(gpu['l2_size'] // 4, 12 << 20), min(gpu['l2_size'] // 2, 3 << 20))      # ahead_of in open.cu
         self.depth = DEEP if self.limit > 160 * 1024 else SHALLOW
@@ -442,8 +442,8 @@ class Model:
 
     def special_product(self, name, w, up, n, parts, m, s, per, p, routed, flop, more):
         """Of hopper.cu or fp4.cu (with what rounds the activations): what hopper_product or fp4_gemm launches; [] if they do not take it."""
-        take_fp4 = self.fp4_activations and w.dtype == NVFP4
-        if n <= 16 or not (take_fp4 or self.wgmma and w.dtype in (BF16, NVFP4)) or p.softcap: return []
+        take_fp4 = self.fp4_activations and w.dtype == NVFP4 and self.tokens > 32        # FP4_TOKENS in launch.cu
+        if not (take_fp4 or self.wgmma and w.dtype in (BF16, NVFP4) and self.tokens > 16) or p.softcap: return []
         out, sms, width = [], self.gpu['sms'], padded(w.cols)
         row_tiles = lambda each: sum(ceil(x.rows, each) for x in (w, *more))
         if take_fp4:
@@ -517,7 +517,7 @@ class Model:
 
     def several(self, n, s):
         """A step of n tokens of a prompt, with the logits of the last."""
-        out, rng = [], random.Random(n)
+        self.tokens, out, rng = n, [], random.Random(n)
         route = [sorted(rng.sample(range(EXPERTS), TOP)) for _ in range(n)]
         pairs = n * TOP
         by_expert = [[t * TOP + k for t in range(n) for k in range(TOP) if route[t][k] == e] for e in range(EXPERTS)]
