@@ -518,8 +518,8 @@ static int fp4_tokens(int n) {
     return n <= 256 ? 64 : 128;
 }
 
-/* p's product for this step's tokens, with matrices that are no experts': by fp4.cu if it multiplies
- * all of them. */
+/* p's product for this step's tokens, with matrices that are no experts': by fp4.cu if it
+ * multiplies all of them. */
 static void layer_dense(Device *d, Product p, const uint16_t *y, const char *what) {
     for (const Weight &w : {p.w, p.up, p.more[0], p.more[1]})
         if (w.data && !takes_fp4(d, w)) return dense(d, p, d->n, y, d->y_parts, what);
