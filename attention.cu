@@ -1163,7 +1163,7 @@ typedef struct {
     int row_warps, col_warps;           /* the warps of a block are row_warps * col_warps */
     int keys;                           /* of a tile */
     int head_dim;                       /* prompt_kernel: the only one that it takes; else 0 */
-    int per_sm;                         /* prompt_kernel: its blocks that fit on a multiprocessor */
+    int per_sm;                         /* its blocks on a multiprocessor, where so many fit */
 } AttendVariant;
 
 /* attend_kernel: BF16, then FP8; of each, head_dim up to 256, then up to 512; of each, up to 16
@@ -1171,21 +1171,21 @@ typedef struct {
  * attend_kernel for short partial results: BF16, then FP8. */
 enum { ATTEND_VARIANTS = 15, PROMPT_VARIANTS = 8, PROMPT_VARIANTS_FP8 = 11, SHORT_VARIANTS = 13 };
 static const AttendVariant attend_variant[ATTEND_VARIANTS] = {
-    {attend_kernel<false, 1, 8, 256>, 1, 8, KEYS, 0, 0},
-    {attend_kernel<false, 4, 2, 256>, 4, 2, KEYS, 0, 0},
-    {attend_kernel<false, 1, 8, 512>, 1, 8, KEYS, 0, 0},
-    {attend_kernel<false, 2, 4, 512>, 2, 4, KEYS, 0, 0},
-    {attend_kernel<true, 1, 8, 256>, 1, 8, KEYS, 0, 0},
-    {attend_kernel<true, 4, 2, 256>, 4, 2, KEYS, 0, 0},
-    {attend_kernel<true, 1, 8, 512>, 1, 8, KEYS, 0, 0},
-    {attend_kernel<true, 2, 4, 512>, 2, 4, KEYS, 0, 0},
+    {attend_kernel<false, 1, 8, 256>, 1, 8, KEYS, 0, 2},
+    {attend_kernel<false, 4, 2, 256>, 4, 2, KEYS, 0, 1},
+    {attend_kernel<false, 1, 8, 512>, 1, 8, KEYS, 0, 1},
+    {attend_kernel<false, 2, 4, 512>, 2, 4, KEYS, 0, 1},
+    {attend_kernel<true, 1, 8, 256>, 1, 8, KEYS, 0, 2},
+    {attend_kernel<true, 4, 2, 256>, 4, 2, KEYS, 0, 1},
+    {attend_kernel<true, 1, 8, 512>, 1, 8, KEYS, 0, 1},
+    {attend_kernel<true, 2, 4, 512>, 2, 4, KEYS, 0, 1},
     {prompt_kernel<false, 80, 64>, 4, 1, 64, 80, 2},
     {prompt_kernel<false, 256, 32>, 4, 1, 32, 256, 2},
     {prompt_kernel<false, 512, 32>, 4, 2, 32, 512, 1},
     {prompt_kernel<true, 256, 64>, 4, 1, 64, 256, 2},
     {prompt_kernel<true, 512, 64>, 4, 2, 64, 512, 1},
-    {attend_kernel<false, 1, 8, 256, true>, 1, 8, KEYS, 0, 0},
-    {attend_kernel<true, 1, 8, 256, true>, 1, 8, KEYS, 0, 0},
+    {attend_kernel<false, 1, 8, 256, true>, 1, 8, KEYS, 0, 2},
+    {attend_kernel<true, 1, 8, 256, true>, 1, 8, KEYS, 0, 2},
 };
 
 /* How n tokens are attended to.  It depends on n and the layer; only of steps that are never
@@ -1212,16 +1212,15 @@ static const AttendVariant *prompt_variant(const Layer *l, const KvCache *kv) {
 }
 
 /* Sets p->splits and p->unsplit of prompt_kernel, which has `units` tiles of rows and heads.  The
- * GPU's places (half of the blocks that fit) take the units in turns.  Units that are left over for
- * an incomplete last turn are split into as many blocks as end soonest, in at most two shorter
- * turns.  But where two blocks fit on a multiprocessor (per_sm 2), only fewer units than places
- * are split: there a block that is alone on a multiprocessor is faster.
- * blocks: two on each multiprocessor.  most: the largest number of splits.  one_tile: there is one
- * tile of keys, so all blocks but the first of each unit only bring what is read next: no second
- * turn of them. */
-static void share_out(AttendPlan *p, int units, int blocks, int per_sm, int64_t most,
+ * GPU's places, per_sm on each of n_sm multiprocessors, take the units in turns.  Units that are
+ * left over for an incomplete last turn are split into as many blocks as end soonest, in at most
+ * two shorter turns.  But where two blocks fit on a multiprocessor (per_sm 2), only fewer units
+ * than places are split: there a block that is alone on a multiprocessor is faster.
+ * most: the largest number of splits.  one_tile: there is one tile of keys, so all blocks but the
+ * first of each unit only bring what is read next: no second turn of them. */
+static void share_out(AttendPlan *p, int units, int n_sm, int per_sm, int64_t most,
                       bool one_tile) {
-    int places = blocks * per_sm / 2, rest = 0, turns = 1;
+    int places = n_sm * per_sm, rest = 0, turns = 1;
     const int most_blocks = one_tile ? places : 2 * places;
     if (units < places) rest = units;
     else if (per_sm == 1 && places) rest = units % places;
@@ -1240,10 +1239,10 @@ static void share_out(AttendPlan *p, int units, int blocks, int per_sm, int64_t 
  * 16 tokens or fewer always have 2, which costs nothing there: they wait for memory.
  * seen: no token sees more keys, the n new ones among them.  Where they are one tile, no query has
  * two partial results to be joined.
- * blocks: so many fill the GPU, two on each multiprocessor; 0: no keys are split.
+ * n_sm: the GPU's multiprocessors, which are filled with blocks; 0: no keys are split.
  * limit: bytes of shared memory that a block can have. */
 static AttendPlan attend_plan(const Layer *l, const KvCache *kv, int n_heads, int n, int64_t seen,
-                              int parts, int blocks, size_t limit) {
+                              int parts, int n_sm, size_t limit) {
     int dim = l->head_dim, group = n_heads / l->n_kv_heads, rows = n * group;
     int turning = kv->k_dim / 2, fp8 = kv->dtype == DT_F8_E4M3;
     AttendPlan p = {};
@@ -1273,17 +1272,17 @@ static AttendPlan attend_plan(const Layer *l, const KvCache *kv, int n_heads, in
     /* Tiles of the most keys that a row sees, and one more where they begin within a tile. */
     int64_t most_tiles = (kv->slots + v->keys - 1) / v->keys + 1;
     const bool one_tile = seen <= v->keys;
+    const int threads = 32 * v->row_warps * v->col_warps;
+    const int per_sm = gpu_fits((const void *)v->kernel, threads, shared, v->per_sm);
     int numbers = (rows < n_rows ? rows : n_rows) * dim;        /* of a partial result */
     p.join_blocks = (numbers + JOINED_NUMBERS - 1) / JOINED_NUMBERS;
     if (prompt) {
-        share_out(&p, units, blocks, v->per_sm, most_tiles, one_tile);
+        share_out(&p, units, n_sm, per_sm, most_tiles, one_tile);
         p.joined_apart = p.splits > 1 && !one_tile;
         p.partials = p.joined_apart ? (size_t)(units - p.unsplit) * p.splits : 0;
         return p;
     }
-    /* attend_kernel with head_dim up to 256 and 16 rows: two blocks fit on a multiprocessor, of the
-     * others one. */
-    p.splits = (p.fused && dim <= 256 ? blocks : blocks / 2) / units;
+    p.splits = n_sm * per_sm / units;
     if (p.splits > most_tiles) p.splits = (int)most_tiles;
     if (p.splits > JOIN && is_short) p.splits = JOIN;
     if (p.splits < 1) p.splits = 1;

@@ -334,21 +334,12 @@ static void cuda_embed_soft(Device *d, int first, int count, const float *soft) 
     wait(d, "copying a picture");       /* `soft` may go away then */
 }
 
-/* q, k and v of many tokens: in one launch of gemm_kernel; fp4.cu and hopper.cu have a launch for
- * each. */
 static void many_qkv(Device *d, const Layer *l) {
-    const int pitch = l->q.rows + 2 * l->k.rows;
     norms(d, {l->input_norm, 1, d->y_parts, d->y}, {}, {}, l->q);
-    if (!takes_fp4(d, l->q) && !d->wgmma)
-        qkv_product(d, l->q, l->k, l->v, d->y, d->n, d->y_parts, d->qkv);
-    else {
-        float *k = d->qkv + l->q.rows, *v = k + l->k.rows;
-        layer_product(d, l->q, d->y, d->qkv, pitch, "q");
-        layer_product(d, l->k, d->y, k, pitch, "k");
-        layer_product(d, l->v.data ? l->v : l->k, d->y, v, pitch, "v");
-    }
+    const Product qkv = qkv_product(l->q, l->k, l->v, d->qkv);
+    layer_dense(d, qkv, d->y, "q, k, v");
     const SplitRows in = tile_rows(d->y, d->n, d->c->hidden, d->y_parts);
-    adapt_tokens(d, adapters_of(d, l).qkv, in, d->qkv, pitch);
+    adapt_tokens(d, adapters_of(d, l).qkv, in, d->qkv, qkv.pitch);
 }
 
 static void cuda_qkv(Device *d, const Layer *host, KvCache *kv) {
@@ -407,7 +398,7 @@ static void cuda_attn_out(Device *d, const Layer *host) {
     } else if (is_few(d)) few_product(d, l->o, vector, d->o, "o_proj");
     else {
         split(d, d->att, d->n, cols, cols, cols, d->y_parts, d->y_att);
-        layer_product(d, l->o, d->y_att, d->o, l->o.rows, "o_proj");
+        layer_dense(d, product_of(l->o, d->o, l->o.rows), d->y_att, "o_proj");
     }
     const SplitRows in = is_few(d) ? few_vectors(d, vector, cols, is_nibbles(l->o))
                                    : tile_rows(d->y_att, d->n, cols, d->y_parts);
@@ -440,13 +431,13 @@ static void many_dense(Device *d, const Layer *l) {
     const SplitRows act = tile_rows(d->act, d->n, inner, d->y_parts);
     if (adapters.gate_up.n) {
         float *sums = d->adapters.sums;
-        layer_product(d, l->gate, d->y, sums, 2 * inner, "gate");
-        layer_product(d, l->up, d->y, sums + inner, 2 * inner, "up");
+        layer_dense(d, product_of(l->gate, sums, 2 * inner), d->y, "gate");
+        layer_dense(d, product_of(l->up, sums + inner, 2 * inner), d->y, "up");
         adapt_tokens(d, adapters.gate_up, tile_rows(d->y, d->n, hidden, d->y_parts), sums,
                      2 * inner);
         gelu_of(d, sums, d->n, inner, act);
-    } else layer_gated_product(d, l->gate, l->up, d->y, d->act);
-    layer_product(d, l->down, d->act, d->h1, hidden, "mlp down");
+    } else layer_dense(d, gated_product(l->gate, l->up, d->act), d->y, "mlp");
+    layer_dense(d, product_of(l->down, d->h1, hidden), d->act, "mlp down");
     adapt_tokens(d, adapters.down, act, d->h1, hidden);
 }
 
@@ -495,7 +486,7 @@ static void cuda_route(Device *d, const Layer *host) {
     const bool streams = is_one(d) || is_few(d);        /* cuda_mlp has made the scores */
     if (streams && !on_cpu(d, host)) return;    /* the experts' kernels make the choice */
     if (!streams) {
-        product(d, l->router, d->y_router, d->n, 3, d->score, c->n_experts, 0, "router");
+        dense(d, product_of(l->router, d->score, c->n_experts), d->n, d->y_router, 3, "router");
         const SplitRows in = tile_rows(d->y_router, d->n, c->hidden, 3);
         adapt_tokens(d, adapters_of(d, l).router, in, d->score, c->n_experts);
     }
@@ -738,7 +729,9 @@ static void launch_head(Device *d, int first, int n, const int *few) {
                d->logits);
     } else {
         norms_of(d, r, n, c->hidden, {d->final_norm, 1, 3, d->y_router}, {}, {});
-        product(d, d->head, d->y_router, n, 3, d->logits, c->vocab, c->softcap, "head");
+        Product p = product_of(d->head, d->logits, c->vocab);
+        p.softcap = c->softcap;
+        dense(d, p, n, d->y_router, 3, "head");
     }
     launched("head");
 }
@@ -764,8 +757,10 @@ static void launch_count(Device *d, int n, int k, const int *skip) {
 static void launch_logits(Device *d, int token, int k) {
     const Config *c = d->c;
     if (!d->screened) return launch_head(d, token, 1, NULL);
-    GPU_LAUNCH(screen_kernel, dim3(d->row_blocks), dim3(THREADS), 2 * (size_t)d->screen.cols,
-               d->stream, d->head, d->screen, last_x(d, token).x, d->final_norm, c->eps, c->softcap,
+    const size_t shared = 2 * (size_t)d->screen.cols;
+    const int per_sm = gpu_fits((const void *)screen_kernel, THREADS, shared, 2);
+    GPU_LAUNCH(screen_kernel, dim3(per_sm * d->stream_blocks), dim3(THREADS), shared, d->stream,
+               d->head, d->screen, last_x(d, token).x, d->final_norm, c->eps, c->softcap,
                d->logits);
     launched("screen");
     launch_count(d, 1, k, &d->screen.habit->skip);         /* of the lower bounds */

@@ -99,13 +99,13 @@ __device__ static inline void multiply_rows(float acc[4][4], const uint32_t a[4]
  * or, where w and up are joined, gelu(w) * up to p.act.  acc[mt][nt][2 i + k] is token
  * token0 + 16 mt + 8 i + g of the tile and line line0 + 8 nt + 2 t + k, where g = lane / 4,
  * t = lane % 4.  Where joined, an even nt has sums of w, and the next nt those of the same rows of
- * up. */
+ * up.  column: where w's rows begin in a row of p.out. */
 template <int MT>
 __device__ static inline void write_tile(const Product &p, const Weight &w, const Weight &up,
                                          const Tile &tile, const float *by_token, int token0,
-                                         int line0, const float (&acc)[MT][4][4]) {
+                                         int row0, int line0, int column,
+                                         const float (&acc)[MT][4][4]) {
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, gated = up.data != NULL;
-    const int row0 = blockIdx.x * (gated ? ROWS / 2 : ROWS);
 #pragma unroll
     for (int mt = 0; mt < MT; mt++)
 #pragma unroll
@@ -127,7 +127,7 @@ __device__ static inline void write_tile(const Product &p, const Weight &w, cons
                         put_parts(to, 0, 1, gelu_times(v, other));
                     } else {
                         const int row = row0 + line0 + 8 * nt + 2 * t + k;
-                        if (row < w.rows) p.out[place * p.pitch + row] = v;
+                        if (row < w.rows) p.out[place * p.pitch + column + row] = v;
                     }
                 }
         }
@@ -135,6 +135,7 @@ __device__ static inline void write_tile(const Product &p, const Weight &w, cons
 
 /* The product of a tile of 32 * MT tokens and 128 lines: 128 rows of w or, where w and up are
  * joined by gelu, 64 rows of each (lines 16 i … 16 i + 7 of w, 16 i + 8 … 16 i + 15 of up).
+ * MORE: p has `more`.  (With this decided at run time the loop of all products is slower.)
  * grid (tiles of rows, tiles of tokens).  Eight warps: two halves of the tokens by four quarters
  * of the lines.
  *   1. Find the tile and its matrices.
@@ -142,7 +143,7 @@ __device__ static inline void write_tile(const Product &p, const Weight &w, cons
  *   3. For each step: wait for its stage, begin to fill the stage STAGES - 1 steps ahead, multiply.
  *   4. Multiply by the scales and write the result.
  * The kernel before writes y; the next one reads the result after its ptx_grid_wait. */
-template <int MT>
+template <int MT, bool MORE>
 __global__ static void __launch_bounds__(THREADS, 2)
     fp4_kernel(const __grid_constant__ Product p, Fp4Rows y) {
     struct Stage {                      /* 64 columns: 32 bytes of E2M1 and 4 of scales each */
@@ -160,9 +161,11 @@ __global__ static void __launch_bounds__(THREADS, 2)
         if ((int)blockIdx.y >= *p.n_tiles) return;
         tile = p.tile[blockIdx.y];
     } else if (tile.count > 32 * MT) tile.count = 32 * MT;
-    const Weight w = p.expert_w ? p.expert_w[tile.expert] : p.w;
+    Weight w = p.expert_w ? p.expert_w[tile.expert] : p.w;
     const Weight up = p.expert_up ? p.expert_up[tile.expert] : p.up;
     const int gated = up.data != NULL, width = padded(w.cols), n_steps = width / 64;
+    int row0 = blockIdx.x * (gated ? ROWS / 2 : ROWS), column = 0;
+    if (MORE) find_matrix(p, ROWS, &w, &row0, &column);
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     /* The warp's first token and first line in the tile. */
     const int token0 = threadIdx.x / 32 % 2 * 16 * MT, line0 = threadIdx.x / 64 * 32;
@@ -177,7 +180,6 @@ __global__ static void __launch_bounds__(THREADS, 2)
      * has that, and of line `line`.  Lines behind the matrix's last row repeat that row; nobody
      * writes their sums. */
     const int line = threadIdx.x / 2, half = threadIdx.x % 2, of_up = gated && line / 8 % 2;
-    const int row0 = blockIdx.x * (gated ? ROWS / 2 : ROWS);
     const int wanted = row0 + (gated ? line / 16 * 8 + line % 8 : line);
     const size_t from_w = wanted < w.rows ? wanted : w.rows - 1;
     const size_t from_y = line < 32 * MT ? row_of(line) : 0;
@@ -226,7 +228,7 @@ __global__ static void __launch_bounds__(THREADS, 2)
         }
     }
 
-    write_tile<MT>(p, w, up, tile, by_token, token0, line0, acc);
+    write_tile<MT>(p, w, up, tile, by_token, token0, row0, line0, column, acc);
 }
 
 /* ---- what launch.cu calls (fp4.h) ---- */
@@ -240,7 +242,7 @@ int fp4_found(Error *err) {
              gpu.name, gpu.major, gpu.minor);
         return 0;
     }
-    if (e == cudaSuccess) e = cudaFuncGetAttributes(&loaded, fp4_kernel<1>);
+    if (e == cudaSuccess) e = cudaFuncGetAttributes(&loaded, fp4_kernel<1, false>);
     if (e != cudaSuccess) fail(err, "GPU: %s", cudaGetErrorString(e));
     return e == cudaSuccess;
 }
@@ -253,8 +255,13 @@ void fp4_quantise(const uint16_t *y, int rows, int width, const Fp4Rows &to, cud
 void fp4_product(const Product &p, const Fp4Rows &y, int rows, int tokens, int tiles,
                  cudaStream_t stream) {
     const int each = p.expert_up || p.up.data ? ROWS / 2 : ROWS;
-    const dim3 grid((rows + each - 1) / each, tiles), block(THREADS);
-    if (tokens == 32) GPU_LAUNCH(fp4_kernel<1>, grid, block, 0, stream, p, y);
-    else if (tokens == 64) GPU_LAUNCH(fp4_kernel<2>, grid, block, 0, stream, p, y);
-    else GPU_LAUNCH(fp4_kernel<4>, grid, block, 0, stream, p, y);
+    int row_tiles = (rows + each - 1) / each;
+    for (const Weight &m : p.more) row_tiles += m.data ? (m.rows + ROWS - 1) / ROWS : 0;
+    const dim3 grid(row_tiles, tiles), block(THREADS);
+    static void (*const one[])(Product, Fp4Rows) = {
+        fp4_kernel<1, false>, fp4_kernel<2, false>, fp4_kernel<4, false>};
+    static void (*const several[])(Product, Fp4Rows) = {
+        fp4_kernel<1, true>, fp4_kernel<2, true>, fp4_kernel<4, true>};
+    const auto kernel = (p.more[0].data ? several : one)[tokens / 64];      /* 32: 0; 64, 128 */
+    GPU_LAUNCH(kernel, grid, block, 0, stream, p, y);
 }

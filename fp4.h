@@ -23,9 +23,9 @@ int fp4_found(Error *err);
 /* Launches on `stream`: y, BF16 [rows][width], becomes NVFP4 in `to`, which has room for it. */
 void fp4_quantise(const uint16_t *y, int rows, int width, const Fp4Rows &to, cudaStream_t stream);
 
-/* Launches product p on `stream`, with y instead of p.y.  All of p's matrices are NVFP4 and have
- * `rows` rows.  tokens: of a tile: 32, 64 or 128.  tiles: the number of tiles or, of experts, the
- * most that *p.n_tiles can be.  p.act has one part.  p.softcap and p.more are not looked at. */
+/* Launches product p on `stream`, with y instead of p.y.  All of p's matrices are NVFP4 and, but
+ * for p.more, have `rows` rows.  tokens: of a tile: 32, 64 or 128.  tiles: the number of tiles or,
+ * of experts, the most that *p.n_tiles can be.  p.act has one part.  p.softcap is not looked at. */
 void fp4_product(const Product &p, const Fp4Rows &y, int rows, int tokens, int tiles,
                  cudaStream_t stream);
 

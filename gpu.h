@@ -88,6 +88,31 @@ extern "C" {
 #include "ops.h"
 }
 
+/* What the driver has said of a kernel's blocks: see gpu_fits. */
+typedef struct {
+    const void *kernel;
+    size_t shared;
+    int blocks;
+} GpuFit;
+inline GpuFit gpu_fit[128];             /* as many as the kernels of a few models need */
+inline int gpu_n_fits;                  /* open.cu sets it to 0 for each device that it opens */
+
+/* How many blocks of a kernel a multiprocessor has room for at once, with so many threads and bytes
+ * of dynamic shared memory each, but at most `most`, for which its grid was tuned.  0: not even
+ * one.  The driver is asked once for each kernel and size. */
+static inline int gpu_fits(const void *kernel, int threads, size_t shared, int most) {
+    int blocks = 0, i = 0;
+    while (i < gpu_n_fits && (gpu_fit[i].kernel != kernel || gpu_fit[i].shared != shared)) i++;
+    if (i < gpu_n_fits) blocks = gpu_fit[i].blocks;
+    else {
+        if (cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared))
+            cudaGetLastError();         /* it is dealt with: blocks is 0 */
+        const int room = sizeof gpu_fit / sizeof *gpu_fit;
+        if (i < room) gpu_fit[gpu_n_fits++] = {kernel, shared, blocks};
+    }
+    return blocks < most ? blocks : most;
+}
+
 /* All pointers of a Weight or a Layer that a kernel gets point to the device's memory; every
  * matrix begins at a multiple of 16 bytes there, whatever its place in the file. */
 

@@ -97,10 +97,10 @@ template <int MR, int N, bool PACKED, bool DENSE> struct Shape {
 };
 
 /* The tensor maps of a dense product: of y's rows, in boxes of 64 columns of half a tile's tokens,
- * and for each half of a tile's lines of the rows that they are, in boxes of 64 columns of so many
- * rows.  Experts have none. */
+ * and of the rows of gate and up, or of w and up to two more matrices, in boxes of 64 columns of
+ * half a tile's lines.  Experts have none. */
 typedef struct {
-    CUtensorMap tokens, rows[2];
+    CUtensorMap tokens, rows[3];
 } Maps;
 
 /* Where the ring is in shared memory, and how far a thread is in it. */
@@ -144,6 +144,7 @@ typedef struct {
     Tile tile;                          /* its tokens */
     Weight w, up;                       /* up.data: gate and up, joined by gelu; else NULL */
     int row;                            /* the first row of w, and of up */
+    int matrix, column;                 /* see find_matrix in product.h */
     bool shared;                        /* the cluster's other block has the same tokens */
 } Unit;
 
@@ -162,7 +163,7 @@ __device__ static inline void place_unit(Unit *u, int i, int row_tiles, int toke
 /* Unit i of row_tiles times token_tiles (experts: times *p.n_tiles).  Experts: units with the same
  * tokens have neighbouring numbers, so they are computed at the same time, and these are read from
  * the L2 cache.  Dense: where the number of units is odd, one more has no tokens. */
-template <int MR, int N, bool DENSE>
+template <int MR, int N, bool DENSE, bool MORE>
 __device__ static inline Unit unit_at(const Product &p, int i, int row_tiles, int token_tiles) {
     const int rows = GROUPS * 64 * MR;
     Unit u;
@@ -179,6 +180,8 @@ __device__ static inline Unit unit_at(const Product &p, int i, int row_tiles, in
     u.w = DENSE ? p.w : p.expert_w[u.tile.expert];
     u.up = DENSE || !p.expert_up ? p.up : p.expert_up[u.tile.expert];
     u.row = row * (u.up.data ? rows / 2 : rows);
+    u.matrix = u.column = 0;
+    if (MORE) u.matrix = find_matrix(p, rows, &u.w, &u.row, &u.column);
     return u;
 }
 
@@ -247,9 +250,10 @@ __device__ static inline void begin_boxes(const Maps &maps, const Unit &u, int t
         else if (h == ring.rank)
             ptx_copy_box_to(to, &maps.tokens, step * 128, token, full, (1 << CLUSTER) - 1);
     }
+    const CUtensorMap *first = &maps.rows[u.matrix], *second = u.up.data ? first + 1 : first;
     to = ring.stage + ring.at * S::stage + S::tokens;
-    ptx_copy_box(to, &maps.rows[0], step * pitch, u.row, full);
-    ptx_copy_box(to + lines * pitch, &maps.rows[1], step * pitch, second_row(u, S::rows), full);
+    ptx_copy_box(to, first, step * pitch, u.row, full);
+    ptx_copy_box(to + lines * pitch, second, step * pitch, second_row(u, S::rows), full);
 }
 
 /* Brings a unit of dense matrices, one stage for each 64 columns of each part.
@@ -461,7 +465,7 @@ __device__ static inline void write_unit(const Product &p, const Unit &u, int pa
             } else {
                 const int r = thread % 64;
                 const int row = u.row + first + r % 32 + r / 32 * (GROUPS * 32 * MR);
-                float *to = p.out + (place + thread / 64) * p.pitch + row;
+                float *to = p.out + (place + thread / 64) * p.pitch + u.column + row;
                 const float *from = through + thread / 64 * LINE_PITCH + r;
                 const int mine = row < u.w.rows ? n - thread / 64 : 0;
 #pragma unroll
@@ -489,7 +493,7 @@ __device__ static inline void compute_unit(const Product &p, const Unit &u, int 
  *      is at most half full is multiplied with half as many columns of B.
  *   4. A block ends when the cluster's other one does: until then that one arrives at its
  *      barriers. */
-template <int MR, int N, bool PACKED, bool DENSE>
+template <int MR, int N, bool PACKED, bool DENSE, bool MORE>
 __global__ static void __launch_bounds__(BLOCK, 1)
     hopper_kernel(const __grid_constant__ Product p, const __grid_constant__ Maps maps, int parts,
                   int row_tiles, int token_tiles) {
@@ -506,7 +510,7 @@ __global__ static void __launch_bounds__(BLOCK, 1)
     if (group == GROUPS) {
         ptx_fewer_registers<BRING_REGISTERS>();
         for (int i = blockIdx.x, n = units(); i < n; i += gridDim.x) {
-            const Unit u = unit_at<MR, N, DENSE>(p, i, row_tiles, token_tiles);
+            const Unit u = unit_at<MR, N, DENSE, MORE>(p, i, row_tiles, token_tiles);
             const bool large = u.tile.count > N / 2;
             if (DENSE) bring_dense<PACKED, S>(p, maps, u, large ? 2 : 1, parts, ring);
             else if (large) bring_experts<N, PACKED, S>(p, u, parts, ring);
@@ -518,7 +522,7 @@ __global__ static void __launch_bounds__(BLOCK, 1)
         float *through = (float *)(ring.empty + S::stages) + group * WRITTEN * LINE_PITCH;
         ptx_more_registers<MULTIPLY_REGISTERS>();
         for (int i = blockIdx.x, n = units(); i < n; i += gridDim.x) {
-            const Unit u = unit_at<MR, N, DENSE>(p, i, row_tiles, token_tiles);
+            const Unit u = unit_at<MR, N, DENSE, MORE>(p, i, row_tiles, token_tiles);
             if (u.tile.count > N / 2) compute_unit<MR, N, PACKED, S>(p, u, parts, ring, through);
             else compute_unit<MR, N / 2, PACKED, S>(p, u, parts, ring, through);
         }
@@ -533,6 +537,7 @@ typedef struct {
     int rows, tokens;                   /* of a tile */
     int packed;                         /* for NVFP4; else for BF16 */
     int dense;                          /* else for experts */
+    int more;                           /* dense: for several matrices; else for one */
     int bytes;                          /* of dynamic shared memory */
     float cost;                         /* time of a tile; 1: that of the small tile */
     Kernel *kernel;
@@ -541,14 +546,16 @@ typedef struct {
 /* A large tile has twice the products of a small one.  Its cost is about what bench/gpusim predicts
  * for an H200: 1.69 times the time of a small tile of NVFP4, 1.62 times that of BF16.  To tune it,
  * time both tiles with bench/gpu_bench.py kernels on an H100. */
-#define VARIANT(mr, n, packed, dense, cost) \
-    {GROUPS * 64 * mr, n, packed, dense, Shape<mr, n, packed, dense>::bytes, cost, \
-     hopper_kernel<mr, n, packed, dense>}
+#define VARIANT(mr, n, packed, dense, more, cost) \
+    {GROUPS * 64 * mr, n, packed, dense, more, Shape<mr, n, packed, dense>::bytes, cost, \
+     hopper_kernel<mr, n, packed, dense, more>}
+#define DENSE_VARIANTS(mr, n, packed, cost) \
+    VARIANT(mr, n, packed, true, false, cost), VARIANT(mr, n, packed, true, true, cost)
 static const Variant variant[] = {
-    VARIANT(1, 128, true, true, 1), VARIANT(2, 128, true, true, 1.6f),
-    VARIANT(1, 128, false, true, 1), VARIANT(1, 256, false, true, 1.75f),
-    VARIANT(1, 128, true, false, 1), VARIANT(2, 128, true, false, 1.6f),
-    VARIANT(1, 128, false, false, 1)};
+    DENSE_VARIANTS(1, 128, true, 1), DENSE_VARIANTS(2, 128, true, 1.6f),
+    DENSE_VARIANTS(1, 128, false, 1), DENSE_VARIANTS(1, 256, false, 1.75f),
+    VARIANT(1, 128, true, false, false, 1), VARIANT(2, 128, true, false, false, 1.6f),
+    VARIANT(1, 128, false, false, false, 1)};
 enum { VARIANTS = sizeof variant / sizeof *variant };
 
 static int multiprocessors;
@@ -588,11 +595,11 @@ static bool make_map(CUtensorMap *map, const void *data, int rows, int row_bytes
 
 /* The maps of the dense product p, for a variant.  False: the driver refuses. */
 static bool make_maps(Maps *maps, const Product &p, int parts, const Variant &v) {
-    const Weight *half[] = {&p.w, p.up.data ? &p.up : &p.w};
+    const Weight *const matrix[] = {&p.w, p.up.data ? &p.up : &p.more[0], &p.more[1]};
     bool made = make_map(&maps->tokens, p.y, parts * p.n, padded(p.w.cols) * 2, v.tokens / 2, 128);
-    for (int h = 0; h < 2; h++)
-        made &= make_map(&maps->rows[h], half[h]->data, p.w.rows, row_bytes(p.w), v.rows / 2,
-                         row_pitch(v.packed));
+    for (int m = 0; m < 3 && matrix[m]->data; m++)
+        made &= make_map(&maps->rows[m], matrix[m]->data, matrix[m]->rows, row_bytes(p.w),
+                         v.rows / 2, row_pitch(v.packed));
     return made;
 }
 
@@ -602,14 +609,18 @@ static bool make_maps(Maps *maps, const Product &p, int parts, const Variant &v)
  * tiles have been cut for this file already: see hopper_experts in launch.cu. */
 int hopper_product(const Product &p, const Weight &w, const Weight &up, int parts, int tiles,
                    cudaStream_t stream) {
-    if (!hopper_knows(w, up) || p.softcap > 0 || p.more[0].data) return 0;
+    if (!hopper_knows(w, up) || p.softcap > 0) return 0;
+    for (const Weight &m : p.more)
+        if (m.data && m.dtype != w.dtype) return 0;
     if ((size_t)p.n * padded(w.cols) * 2 > UINT32_MAX) return 0;
     const Variant *best = NULL;
     float least = 0;
     int units = 0, row_tiles = 0, token_tiles = 0;
     for (const Variant *v = variant; v < variant + VARIANTS; v++) {
         if (v->packed != (w.dtype == DT_U8) || v->dense != !p.tile) continue;
+        if (v->more != (p.more[0].data != NULL)) continue;
         int rows = up.data ? v->rows / 2 : v->rows, n_rows = (w.rows + rows - 1) / rows;
+        for (const Weight &m : p.more) n_rows += m.data ? (m.rows + rows - 1) / rows : 0;
         int n_tokens = p.tile ? tiles : (p.n + v->tokens - 1) / v->tokens;
         int n = n_rows * n_tokens;
         float cost = v->cost * ((n + multiprocessors - 1) / multiprocessors);

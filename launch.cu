@@ -93,10 +93,9 @@ struct Device {
     int serves_first;                   /* no kernel may wait for the CPU: see experts_on_cpu */
 
     /* ---- how it computes ---- */
-    int stream_blocks;                  /* blocks of a kernel that streams weights */
+    int stream_blocks;                  /* multiprocessors: a block that streams weights on each */
     int deep;                           /* their rings are DEEP, not SHALLOW */
     int every_kind;                     /* they are those with EVERY_KIND (stream.cu) */
-    int row_blocks;                     /* blocks of other kernels in which rows stream by */
     int shared_limit;                   /* bytes of dynamic shared memory that a block can have */
     int ahead;                          /* bytes that a launch that reads little brings ahead */
     /* Several tokens: BF16 numbers that make one of theirs, in products and in attention. */
@@ -429,10 +428,14 @@ static int expert_tiles(const Device *d, const Layer *host) {
  * most `tiles` tiles of 32 * mt tokens. */
 static void gemm(Device *d, Product &p, TileFormat format, int parts, int mt, int cols,
                  int row_tiles, int tiles, const char *what) {
+    const Gemm *g = gemms;
+    while (g->format != format || g->mt != mt || g->parts != parts) g++;
+    size_t shared = (size_t)stages_of(format, mt, parts) * stage_bytes(format, mt, parts);
     /* Where there are few tiles, several blocks share the columns of each, so that all blocks fit
      * on the GPU at once.  A block has 4 steps at least: 4 steps take the time that a block needs
      * to begin and to join (bench/gpusim --step prefill; compare there to tune it again). */
-    int fit = (mt == 1 ? 2 : 1) * d->stream_blocks / (row_tiles * tiles);
+    const int per_sm = gpu_fits((const void *)g->kernel, THREADS, shared, mt == 1 ? 2 : 1);
+    int fit = per_sm * d->stream_blocks / (row_tiles * tiles);
     int steps = padded(cols) / 64, shares = 1;
     p.steps = steps;
     if (!p.tile && fit > 1) {
@@ -442,15 +445,12 @@ static void gemm(Device *d, Product &p, TileFormat format, int parts, int mt, in
     p.partial = d->column_partial;
     p.ticket = d->column_ticket;
     dim3 grid(row_tiles, tiles, shares), block(THREADS);
-    size_t shared = (size_t)stages_of(format, mt, parts) * stage_bytes(format, mt, parts);
-    for (const Gemm &g : gemms)
-        if (g.format == format && g.mt == mt && g.parts == parts)
-            GPU_LAUNCH(g.kernel, grid, block, shared, d->stream, p);
+    GPU_LAUNCH(g->kernel, grid, block, shared, d->stream, p);
     launched(what);
 }
 
 /* p's product for n rows of y, with matrices that are no experts': by hopper.cu or gemm_kernel. */
-static void dense(Device *d, Product &p, int n, const uint16_t *y, int parts, const char *what) {
+static void dense(Device *d, Product p, int n, const uint16_t *y, int parts, const char *what) {
     p.n = p.n_act = n;
     p.y = y;
     if (d->wgmma && n > 16 && hopper_product(p, p.w, p.up, parts, 0, d->stream))
@@ -462,45 +462,43 @@ static void dense(Device *d, Product &p, int n, const uint16_t *y, int parts, co
     gemm(d, p, format, parts, mt, p.w.cols, row_tiles, (n + 32 * mt - 1) / (32 * mt), what);
 }
 
-/* out[n][pitch] = w . y. */
-static void product(Device *d, const Weight &w, const uint16_t *y, int n, int parts, float *out,
-                    int pitch, float softcap, const char *what) {
+/* The product out[n][pitch] = w . y. */
+static Product product_of(const Weight &w, float *out, int pitch) {
     Product p = {};
     p.w = w;
     p.out = out;
     p.pitch = pitch;
-    p.softcap = softcap;
-    dense(d, p, n, y, parts, what);
+    return p;
 }
 
-/* out [n][rows of q, k, v] = q . y, k . y, v . y, one after the other; a layer without v has k . y
- * twice. */
-static void qkv_product(Device *d, const Weight &q, const Weight &k, const Weight &v,
-                        const uint16_t *y, int n, int parts, float *out) {
-    Product p = {};
-    p.w = q;
+/* The product out [n][rows of q, k, v] = q . y, k . y, v . y, one after the other; a layer without
+ * v has k . y twice. */
+static Product qkv_product(const Weight &q, const Weight &k, const Weight &v, float *out) {
+    Product p = product_of(q, out, q.rows + 2 * k.rows);
     p.more[0] = k;
     p.more[1] = v.data ? v : k;
-    p.out = out;
-    p.pitch = q.rows + 2 * k.rows;
-    dense(d, p, n, y, parts, "q, k, v");
+    return p;
 }
 
-/* act[n][rows] = gelu(gate . y) * (up . y). */
-static void gated_product(Device *d, const Weight &gate, const Weight &up, const uint16_t *y,
-                          int n, uint16_t *act) {
+/* The product act[n][rows] = gelu(gate . y) * (up . y). */
+static Product gated_product(const Weight &gate, const Weight &up, uint16_t *act) {
     Product p = {};
     p.w = gate;
     p.up = up;
     p.act = act;
-    dense(d, p, n, y, d->y_parts, "mlp");
+    return p;
 }
 
 /* ---- many tokens of a layer, perhaps as NVFP4 ---- */
 
+/* Steps of more tokens than this are multiplied by fp4.cu.  For fewer, rounding the activations
+ * takes longer than the faster tensor cores gain.  To tune it, compare bench/gpusim --gpu 5090,GB10
+ * --layout fp4 --step prompt32,prompt64 with and without --fp4-activations. */
+#define FP4_TOKENS 32
+
 /* Whether fp4.cu multiplies w. */
 static int takes_fp4(const Device *d, const Weight &w) {
-    return d->fp4_activations && d->n > 16 && w.dtype == DT_U8;
+    return d->fp4_activations && d->n > FP4_TOKENS && w.dtype == DT_U8;
 }
 
 /* fp4.cu computes p: the rows of p.y become NVFP4, and are multiplied in at most `tiles` tiles of
@@ -520,32 +518,15 @@ static int fp4_tokens(int n) {
     return n <= 256 ? 64 : 128;
 }
 
-/* out[n][pitch] = w . y. */
-static void layer_product(Device *d, const Weight &w, const uint16_t *y, float *out, int pitch,
-                          const char *what) {
-    if (!takes_fp4(d, w)) return product(d, w, y, d->n, d->y_parts, out, pitch, 0, what);
-    Product p = {};
-    p.w = w;
-    p.n = d->n;
-    p.y = y;
-    p.out = out;
-    p.pitch = pitch;
+/* p's product for this step's tokens, with matrices that are no experts': by fp4.cu if it
+ * multiplies all of them. */
+static void layer_dense(Device *d, Product p, const uint16_t *y, const char *what) {
+    for (const Weight &w : {p.w, p.up, p.more[0], p.more[1]})
+        if (w.data && !takes_fp4(d, w)) return dense(d, p, d->n, y, d->y_parts, what);
     int tokens = fp4_tokens(d->n);
-    fp4_gemm(d, p, w, tokens, (d->n + tokens - 1) / tokens, what);
-}
-
-/* act[n][rows] = gelu(gate . y) * (up . y). */
-static void layer_gated_product(Device *d, const Weight &gate, const Weight &up, const uint16_t *y,
-                                uint16_t *act) {
-    if (!takes_fp4(d, gate) || !takes_fp4(d, up)) return gated_product(d, gate, up, y, d->n, act);
-    Product p = {};
-    p.w = gate;
-    p.up = up;
     p.n = p.n_act = d->n;
     p.y = y;
-    p.act = act;
-    int tokens = fp4_tokens(d->n);
-    fp4_gemm(d, p, gate, tokens, (d->n + tokens - 1) / tokens, "mlp");
+    fp4_gemm(d, p, p.w, tokens, (d->n + tokens - 1) / tokens, what);
 }
 
 /* p, a product of a layer's experts, in tiles of the places that are sorted by expert.  w and up
@@ -643,7 +624,7 @@ static void gelu_of(Device *d, const float *sums, int rows, int size, const Spli
 /* How this step's tokens are attended to.  A step that may be recorded serves every position. */
 static AttendPlan plan_attention(const Device *d, const Layer *l, const KvCache *kv) {
     const int64_t seen = d->n > MAX_RECORDED ? d->next->pos + d->n : INT64_MAX;
-    return attend_plan(l, kv, d->c->n_heads, d->n, seen, d->attend_parts, d->row_blocks,
+    return attend_plan(l, kv, d->c->n_heads, d->n, seen, d->attend_parts, d->stream_blocks,
                        d->shared_limit);
 }
 

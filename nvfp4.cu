@@ -155,14 +155,7 @@ __device__ static inline GemmTile gemm_tile(const Product &p, const Tile &tokens
     GemmTile tile = {tokens, p.expert_w ? p.expert_w[tokens.expert] : p.w,
                      p.expert_up ? p.expert_up[tokens.expert] : p.up, 0, 0};
     tile.row0 = blockIdx.x * (tile.up.data ? GEMM_ROWS / 2 : GEMM_ROWS);
-#pragma unroll
-    for (int i = 0; i < 2; i++) {       /* p.more's matrices have the next tiles */
-        const int tiled = (tile.w.rows + GEMM_ROWS - 1) / GEMM_ROWS * GEMM_ROWS;
-        if (!p.more[i].data || tile.row0 < tiled) break;
-        tile.row0 -= tiled;
-        tile.out_column += tile.w.rows;
-        tile.w = p.more[i];
-    }
+    find_matrix(p, GEMM_ROWS, &tile.w, &tile.row0, &tile.out_column);
     return tile;
 }
 

@@ -176,9 +176,13 @@ typedef struct {
 
 static MostAttention most_attention(const Device *d, int max_n) {
     const Config *c = d->c;
+    const Layer *before = NULL;
     MostAttention most = {};
     for (int i = 0; i < c->n_layers; i++) {
         const Layer *l = &d->w->layer[i];
+        if (before && before->head_dim == l->head_dim && before->n_kv_heads == l->n_kv_heads)
+            continue;                   /* it needs the same */
+        before = l;
         most.qkv = larger(most.qkv, (size_t)(c->n_heads + 2 * l->n_kv_heads) * l->head_dim);
         most.att = larger(most.att, (size_t)c->n_heads * l->head_dim);
         KvCache kv = {};                /* whatever the cache will be: this one needs most */
@@ -187,8 +191,8 @@ static MostAttention most_attention(const Device *d, int max_n) {
         kv.slots = INT32_MAX;
         for (int n = 1; n <= max_n; n++)
             for (int parts = 1; parts <= 2; parts++) {
-                AttendPlan p = attend_plan(l, &kv, c->n_heads, n, INT64_MAX, parts, d->row_blocks,
-                                           SIZE_MAX);
+                AttendPlan p = attend_plan(l, &kv, c->n_heads, n, INT64_MAX, parts,
+                                           d->stream_blocks, SIZE_MAX);
                 most.partials = larger(most.partials, p.partials);
                 most.partial_floats = larger(most.partial_floats, p.partials * p.partial_floats);
             }
@@ -339,45 +343,66 @@ static size_t most_shared(const Device *d) {
     return d->c->n_experts ? larger(most, larger(up_shared(d), down_shared(d))) : most;
 }
 
+/* A kernel, with the threads and the bytes of dynamic shared memory of a block. */
+typedef struct {
+    const char *name;
+    const void *kernel;
+    int threads, fixed;                 /* fixed: it declares no more static shared memory */
+    size_t bytes;
+} Needed;
+
 /* Lets a kernel have all the dynamic shared memory that there is, because another open model may
- * need more than this one's `bytes`.  fixed: the kernel declares no more static shared memory than
- * this.  Returns 0, or -1 with err. */
-static int allow(const Device *d, const void *kernel, int fixed, size_t bytes, Error *err) {
-    int limit = d->shared_limit + STATIC_SHARED - fixed;
+ * need more than this one's k.bytes.  Returns 0, or -1 with err: not even one block of it fits on a
+ * multiprocessor. */
+static int allow(const Device *d, const Needed &k, Error *err) {
+    int limit = d->shared_limit + STATIC_SHARED - k.fixed;
     const cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;
-    if (bytes <= (size_t)limit && cudaFuncSetAttribute(kernel, most, limit) == cudaSuccess)
+    if (k.bytes <= (size_t)limit && cudaFuncSetAttribute(k.kernel, most, limit) == cudaSuccess &&
+        gpu_fits(k.kernel, k.threads, k.bytes, 1))
         return 0;
+    cudaDeviceProp gpu = {};
+    cudaGetDeviceProperties(&gpu, 0);
     cudaGetLastError();                 /* it is dealt with */
-    return fail(err, "GPU: the model needs %zu KB of shared memory for a block, more than this "
-                     "GPU has", bytes / 1024);
+    return fail(err, "GPU: a block of %s (%d threads, %zu KB of shared memory) does not fit on a "
+                     "multiprocessor of %.63s", k.name, k.threads, k.bytes / 1024, gpu.name);
 }
 
 /* Allows shared memory to all kernels that may want more than the 48 KB that are always there.  0,
  * or -1 with err. */
 static int allow_shared(Device *d, Error *err) {
-    size_t plain = 0;
+    size_t plain = 0, most = most_shared(d), row = 4 * (size_t)d->c->hidden;
     for (int i = 0; i < d->c->n_layers; i++)
         plain = larger(plain, plain_attend_shared(&d->w->layer[i], d->c->n_heads));
-#define ALL(kernel)                                                                              \
-    (const void *)kernel<DEEP>, (const void *)kernel<SHALLOW>,                                   \
-    (const void *)kernel<DEEP + EVERY_KIND>, (const void *)kernel<SHALLOW + EVERY_KIND>
-    const void *stream[] = {ALL(row_kernel), ALL(head_kernel), ALL(qkv_kernel),
-                            ALL(mlp_rows_kernel), ALL(experts_up_kernel),
-                            ALL(experts_down_kernel), ALL(few_rows_kernel),
-                            ALL(few_up_kernel), ALL(few_down_kernel), ALL(few_head_kernel)};
-#undef ALL
-    const void *norms[] = {(const void *)norm_kernel, (const void *)few_norm_kernel,
-                           (const void *)hidden_kernel, (const void *)screen_kernel};
-    int bad = allow(d, (const void *)plain_attend_kernel, STATIC_SHARED, plain, err);
-    for (const AttendVariant &v : attend_variant)
-        if (!bad) bad = allow(d, (const void *)v.kernel, STATIC_SHARED, 0, err);
-    for (const void *kernel : stream)
-        if (!bad) bad = allow(d, kernel, STREAM_STATIC, most_shared(d), err);
-    for (const void *kernel : norms)
-        if (!bad) bad = allow(d, kernel, STATIC_SHARED, 4 * d->c->hidden, err);
+#define NEEDED(kernel, threads, fixed, bytes) \
+    {#kernel, (const void *)kernel, threads, fixed, bytes}
+#define STREAMS(kernel)                                                                          \
+    NEEDED(kernel<DEEP>, STREAM_THREADS, STREAM_STATIC, most),                                   \
+    NEEDED(kernel<SHALLOW>, STREAM_THREADS, STREAM_STATIC, most),                                \
+    NEEDED(kernel<DEEP + EVERY_KIND>, STREAM_THREADS, STREAM_STATIC, most),                      \
+    NEEDED(kernel<SHALLOW + EVERY_KIND>, STREAM_THREADS, STREAM_STATIC, most)
+    const Needed needed[] = {
+        NEEDED(plain_attend_kernel, 128, STATIC_SHARED, plain),
+        STREAMS(row_kernel), STREAMS(head_kernel), STREAMS(qkv_kernel), STREAMS(mlp_rows_kernel),
+        STREAMS(experts_up_kernel), STREAMS(experts_down_kernel), STREAMS(few_rows_kernel),
+        STREAMS(few_up_kernel), STREAMS(few_down_kernel), STREAMS(few_head_kernel),
+        NEEDED(norm_kernel, STREAM_THREADS, STATIC_SHARED, row),
+        NEEDED(few_norm_kernel, STREAM_THREADS, STATIC_SHARED, row),
+        NEEDED(hidden_kernel, THREADS, STATIC_SHARED, row),
+        NEEDED(screen_kernel, THREADS, STATIC_SHARED, row)};
+#undef STREAMS
+#undef NEEDED
+    for (const Needed &k : needed)
+        if (allow(d, k, err)) return -1;
+    for (const AttendVariant &v : attend_variant) {
+        const int threads = 32 * v.row_warps * v.col_warps;
+        if (allow(d, {"attention", (const void *)v.kernel, threads, STATIC_SHARED, 0}, err))
+            return -1;
+    }
     for (const Gemm &g : gemms)
-        if (!bad) bad = allow(d, (const void *)g.kernel, STATIC_SHARED, GEMM_SHARED, err);
-    return bad;
+        if (allow(d, {"gemm_kernel", (const void *)g.kernel, THREADS, STATIC_SHARED, GEMM_SHARED},
+                  err))
+            return -1;
+    return 0;
 }
 
 /* Bytes that a launch that reads little brings into an L2 cache of so many bytes (Device.ahead).
@@ -537,7 +562,6 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
     /* Machine code from PTX for sm_80 has no ptx_grid_wait, whatever the chip is. */
     gpu_can_overlap = loaded.ptxVersion >= 90;
     if (e != cudaSuccess) fail(err, "GPU: %s", cudaGetErrorString(e));
-    d->row_blocks = 2 * n_sm;
     d->stream_blocks = n_sm;
     d->deep = d->shared_limit > 160 * 1024;
     d->every_kind = has_other_kinds(d);
@@ -550,7 +574,8 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
     if (!bad && (c->n_experts > 32 * EACH_LANE || c->top_k > 32))
         bad = fail(err, "GPU: %d experts, of which a token takes %d: at most %d and 32 are known "
                         "here", c->n_experts, c->top_k, 32 * EACH_LANE);
-    if (bad) {
+    gpu_n_fits = 0;
+    if (bad || allow_shared(d, err)) {
         cuda_close(d);
         return NULL;
     }
@@ -601,7 +626,7 @@ static int prepare(Device *d, const DeviceOptions *o, Error *err) {
     if (!bad) bad = take_memory(&d->acts, "the activations (--chunk)", err);
     if (!bad && d->cpu_experts) bad = open_offload(d, o, err);
     if (!bad && d->fetch.n_layers) bad = fetch_take(&d->fetch, o->n_threads, err);
-    if (!bad) bad = allow_shared(d, err) || (d->wgmma && hopper_open(err));
+    if (!bad && d->wgmma) bad = hopper_open(err);
     if (bad) return bad;
     upload_all(d);
     take_activations(d, o->max_n);

@@ -275,4 +275,23 @@ typedef struct {
     unsigned *ticket;
 } Product;
 
+/* Finds the matrix of row *row of p, which counts the rows of p.w and of p.more, each filled up to
+ * tiles of so many rows.  *w is p.w, and becomes that matrix; the rows ahead of it are taken from
+ * *row and added to *column, where its results begin in a row of `out`.  Returns 0 if it is p.w,
+ * else its number in p.more and 1. */
+__device__ static inline int find_matrix(const Product &p, int tile_rows, Weight *w, int *row,
+                                         int *column) {
+    int matrix = 0;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {       /* p.more's matrices have the next tiles */
+        const int tiled = (w->rows + tile_rows - 1) / tile_rows * tile_rows;
+        if (!p.more[i].data || *row < tiled) break;
+        *row -= tiled;
+        *column += w->rows;
+        *w = p.more[i];
+        matrix++;
+    }
+    return matrix;
+}
+
 #endif

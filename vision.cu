@@ -241,7 +241,7 @@ static int cuda_see(Device *d, const Tower *v, const float *pixels, int columns,
     check(cudaMemsetAsync(s->acts.base, 0, s->acts.used, d->stream), "clearing memory");
     copy_picture(d, s, pixels);
     split(d, s->qkv, s->n, PATCH_SIZE, PATCH_SIZE, PATCH_SIZE, d->y_parts, s->y);
-    product(d, s->v.patch, s->y, s->n, d->y_parts, s->x, v->hidden, 0, "patches");
+    dense(d, product_of(s->v.patch, s->x, v->hidden), s->n, s->y, d->y_parts, "patches");
     GPU_LAUNCH(see_place_kernel, dim3(s->n), dim3(THREADS), 0, d->stream, s->v.position,
                v->n_positions, columns, s->x);
     launched("places of patches");
@@ -285,20 +285,20 @@ static void cuda_see_layer(Device *d, const Tower *v, const VisionLayer *host) {
     const int n = s->n, inner = v->n_heads * v->head_dim, wide = s->heads.head_dim;
     const int parts = d->y_parts;
     see_norm(d, l->input_norm);
-    qkv_product(d, l->q, l->k, l->v, s->y, n, parts, s->qkv);
+    dense(d, qkv_product(l->q, l->k, l->v, s->qkv), n, s->y, parts, "q, k, v");
     GPU_LAUNCH(see_rope_kernel, dim3((3 * v->n_heads + WARPS - 1) / WARPS, n), dim3(THREADS), 0,
                d->stream, *l, v->n_heads, v->head_dim, wide, s->v.inv_freq, d->c->eps, s->columns,
                s->qkv, s->q, s->kv);
     launched("norm and rope of patches");
     see_attend(d);
     split(d, s->att, n, inner, v->head_dim, wide, parts, s->y);
-    product(d, l->o, s->y, n, parts, s->o, v->hidden, 0, "o_proj");
+    dense(d, product_of(l->o, s->o, v->hidden), n, s->y, parts, "o_proj");
     s->rest.a = s->o;
     s->rest.norm = l->post_attention_norm;
     s->rest.scalar = 1;
     see_norm(d, l->pre_mlp_norm);
-    gated_product(d, l->gate, l->up, s->y, n, s->act);
-    product(d, l->down, s->act, n, parts, s->o, v->hidden, 0, "mlp down");
+    dense(d, gated_product(l->gate, l->up, s->act), n, s->y, parts, "mlp");
+    dense(d, product_of(l->down, s->o, v->hidden), n, s->act, parts, "mlp down");
     s->rest.norm = l->post_mlp_norm;
 }
 
@@ -310,7 +310,7 @@ static void cuda_see_pool(Device *d, const Tower *v, float *soft) {
     GPU_LAUNCH(see_pool_kernel, dim3(n), dim3(THREADS), 4 * (size_t)v->hidden, d->stream, s->x,
                v->hidden, s->columns, s->v.std_bias, s->v.std_scale, d->c->eps, d->y_parts, s->y);
     launched("pooling");
-    product(d, s->v.project, s->y, n, d->y_parts, s->o, hidden, 0, "soft tokens");
+    dense(d, product_of(s->v.project, s->o, hidden), n, s->y, d->y_parts, "soft tokens");
     read_back(d, soft, s->o, 4 * (size_t)n * hidden);
     give(&s->acts);
 }

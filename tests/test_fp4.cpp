@@ -284,6 +284,30 @@ static void test_dense(void **) {
         for (int gated = 0; gated < 2; gated++) check_dense(s[0], s[1], s[2], s[3], gated);
 }
 
+/* Three matrices in one launch, whose results follow each other. */
+static void test_several(void **) {
+    const int n = 70, cols = 192, pitch = 130 + 64 + 300;
+    const Matrix first(130, cols), second(64, cols), third(300, cols);
+    const Rows y(tame(n, cols, cols), n, cols);
+    const vector<double> numbers = y.numbers();
+    Buffer<float> out((size_t)n * pitch);
+    Product p = {};
+    p.w = first.w, p.more[0] = second.w, p.more[1] = third.w;
+    p.n = p.n_act = n;
+    p.out = out.p;
+    p.pitch = pitch;
+    fp4_product(p, y.fp4(), first.rows, 64, 2, 0);
+    assert_int_equal(cudaDeviceSynchronize(), cudaSuccess);
+    const vector<float> o = out.get();
+    for (int r = 0; r < n; r++) {
+        const float *at = &o[(size_t)r * pitch];
+        for (const Matrix *m : {&first, &second, &third}) {
+            check_row(*m, NULL, &numbers[(size_t)r * cols], at, NULL, finite(r));
+            at += m->rows;
+        }
+    }
+}
+
 /* Pairs of token and expert, sorted by expert; expert 1 has none. */
 static void check_experts(int tokens, bool gated) {
     const int n_experts = 4, counts[n_experts] = {tokens + 5, 0, 1, 2 * tokens};
@@ -349,7 +373,7 @@ int main() {
         printf("%s\n", err.text);
         return 1;
     }
-    const CMUnitTest tests[] = {cmocka_unit_test(test_quantise), cmocka_unit_test(test_dense),
+    const CMUnitTest tests[] = {cmocka_unit_test(test_quantise), cmocka_unit_test(test_dense), cmocka_unit_test(test_several),
                                 cmocka_unit_test(test_experts)};
     return cmocka_run_group_tests_name("fp4", tests, NULL, NULL);
 }

@@ -119,12 +119,16 @@ class Model:
         self.t, self.gpu, self.context, self.of_attend, self.of_experts = types, gpu, context, {}, []
         self.dense, self.mlp, self.expert = LAYOUTS[layout]         # dense: of attention
         self.every_kind = not {self.dense, self.mlp, self.expert} <= {BF16, NVFP4}
-        self.wgmma = self.fp4_activations = False      # hopper.cu or fp4.cu multiplies more than 16 tokens
-        self.blocks, self.limit = 2 * gpu['sms'], gpu['shared_limit'] - 1024
+        self.tokens, self.wgmma, self.fp4_activations = 1, False, False      # hopper.cu or fp4.cu multiplies more than 16 tokens
+        self.limit = gpu['shared_limit'] - 1024
         self.ahead = max(min(gpu['l2_size'] // 4, 12 << 20), min(gpu['l2_size'] // 2, 3 << 20))      # ahead_of in open.cu
         self.depth = DEEP if self.limit > 160 * 1024 else SHALLOW
         self.ring = STREAM_WARPS * self.depth * (1184 if self.every_kind else 1152)
     def __getattr__(self, name): return self.t[name]        # structs: m.Layer(...)
+
+    def fits(self, shared, most):
+        """gpu_fits in gpu.h, but for registers.  2 KB: what CUDA takes of each block, and what the kernel declares."""
+        return min(most, self.gpu['shared_sm'] // (shared + 2048))
 
     def weight(self, m, dtype, rows, cols, read=None):
         """read: the share of it that the launch must read (its layer may have more than the kernel needs)."""
@@ -185,12 +189,12 @@ class Model:
         row_tiles, most = ceil(rows, 16 * rw), ceil(slots, keys) + 1
         units = kv * row_tiles
         numbers = min(rows, 16 * rw) * hd               # of a partial result
-        two = rows <= 16 and not wide                  # blocks of attend_kernel on a multiprocessor
-        splits, whole, grid = max(1, min(self.blocks // (1 if two else 2) // units, most, JOIN if short else most)), 0, (kv, row_tiles)
+        per_sm = self.fits(shared, 2 if rows <= 16 and not wide or not (few or wide) else 1)       # blocks on a multiprocessor
+        splits, whole, grid = max(1, min(self.gpu['sms'] * per_sm // units, most, JOIN if short else most)), 0, (kv, row_tiles)
         if few: grid = (kv * splits, row_tiles)
         else:
-            places, splits = self.blocks * (1 if wide else 2) // 2, 1
-            rest, turns = units if units < places else units % places if wide else 0, 1
+            places, splits = self.gpu['sms'] * per_sm, 1
+            rest, turns = units if units < places else units % places if per_sm == 1 else 0, 1
             one_tile = self.context + n <= keys
             for k in range(2, min(most, (1 if one_tile else 2) * places // max(rest, 1)) + 1) if rest else ():
                 if ceil(rest * k, places) * splits < turns * k: splits, turns = k, ceil(rest * k, places)
@@ -280,7 +284,7 @@ class Model:
             habit=m.real(struct.pack('<ii', skip, 0)), worth=VOCAB // 8)
         w, x, norm = self.weight(m, BF16, VOCAB, HIDDEN), m.warm(4 * HIDDEN), m.cold(4 * HIDDEN)
         logits = m.warm(4 * VOCAB)
-        out.append(Launch('screen', '13screen_kernel', (self.blocks,), THREADS, 2 * cols, [
+        out.append(Launch('screen', '13screen_kernel', (2 * self.gpu['sms'],), THREADS, 2 * cols, [
             ('Weight', w), ('Screen', screen), ('pointer', x), ('pointer', norm), ('float', EPS),
             ('float', 30), ('pointer', logits)], m, sample=3, **{s: 1}))
         head, count, collect = self.head(s, 1)
@@ -436,22 +440,23 @@ class Model:
 
     # ---- several tokens ----
 
-    def special_product(self, name, w, up, n, parts, m, s, per, p, routed, flop):
+    def special_product(self, name, w, up, n, parts, m, s, per, p, routed, flop, more):
         """Of hopper.cu or fp4.cu (with what rounds the activations): what hopper_product or fp4_gemm launches; [] if they do not take it."""
-        take_fp4 = self.fp4_activations and w.dtype == NVFP4
-        if n <= 16 or not (take_fp4 or self.wgmma and w.dtype in (BF16, NVFP4)) or p.softcap: return []
+        take_fp4 = self.fp4_activations and w.dtype == NVFP4 and self.tokens > 32        # FP4_TOKENS in launch.cu
+        if not (take_fp4 or self.wgmma and w.dtype in (BF16, NVFP4) and self.tokens > 16) or p.softcap: return []
         out, sms, width = [], self.gpu['sms'], padded(w.cols)
+        row_tiles = lambda each: sum(ceil(x.rows, each) for x in (w, *more))
         if take_fp4:
             tokens = 32 * routed[0] if routed else 32 if n <= 64 else 64 if n <= 256 else 128
             tiles = routed[1] if routed else ceil(n, tokens)
             y = self.Fp4Rows(data=m.warm(n * width // 2), scale=m.warm(n * width // 16), factor=m.warm(4 * n))
             out.append(Launch('FP4: ' + name, '15quantise_kernel', (ceil(n, WARPS),), THREADS, 0, [('pointer', m.warm(2 * n * width)), ('int', n), ('int', width), ('Fp4Rows', y)], Memory(), sample=4, **{s: per}))
-            out.append(Launch(name, '10fp4_kernelILi%dE' % (tokens // 32), (ceil(w.rows, 64 if up else 128), tiles), THREADS, 0, [('Product', p), ('Fp4Rows', y)], m, sample=4, flop=flop, **{s: per}))
+            out.append(Launch(name, '10fp4_kernelILi%dELb%dE' % (tokens // 32, bool(more)), (row_tiles(64 if up else 128), tiles), THREADS, 0, [('Product', p), ('Fp4Rows', y)], m, sample=4, flop=flop, **{s: per}))
         else:
             best = None
             for mr, tokens, packed, cost in HOPPER:
                 if packed != (w.dtype == NVFP4) or routed and tokens != 128: continue
-                rows, tiles = ceil(w.rows, 64 * mr if up else 128 * mr), routed[1] if routed else ceil(n, tokens)
+                rows, tiles = row_tiles(64 * mr if up else 128 * mr), routed[1] if routed else ceil(n, tokens)
                 cost *= ceil(rows * tiles, sms)
                 if not best or cost < best[0]: best = cost, mr, tokens, packed, rows, tiles
             _, mr, tokens, packed, rows, tiles = best
@@ -462,8 +467,8 @@ class Model:
             if not routed:
                 box = lambda at, rows, row, box_columns, box_rows: TensorMap(data=at, pitch=row, columns=row, rows=rows, box_columns=box_columns, box_rows=box_rows, element=1, swizzle=128 * (box_columns == 128))
                 maps.tokens = box(p.y, parts * n, 2 * width, 128, tokens // 2)
-                for h, x in enumerate((w, up or w)): maps.rows[h] = box(x.data, x.rows, width // 2 if packed else 2 * width, 32 if packed else 128, 64 * mr)
-            out.append(Launch(name, '13hopper_kernelILi%dELi%dELb%dELb%dE' % (mr, tokens, packed, not routed), (min(ceil(rows * tiles, cluster), sms // cluster) * cluster,), 384, shared,
+                for h, x in enumerate((w, up) if up else (w, *more)): maps.rows[h] = box(x.data, x.rows, width // 2 if packed else 2 * width, 32 if packed else 128, 64 * mr)
+            out.append(Launch(name, '13hopper_kernelILi%dELi%dELb%dELb%dELb%dE' % (mr, tokens, packed, not routed, bool(more)), (min(ceil(rows * tiles, cluster), sms // cluster) * cluster,), 384, shared,
                               [('Product', p), ('Maps', maps), ('int', parts), ('int', rows), ('int', tiles)], m, sample=4, flop=flop, **{s: per}))
             out[-1].cluster = cluster
         for launch in out: launch.suffix = 'a'
@@ -482,7 +487,9 @@ class Model:
             mt = 1 if n <= 32 or n <= 64 and 8 * row_tiles < sms else 2 if n <= 64 or parts > 1 else min((4, 3, 2), key=cost)
             reuse = n_tiles = ceil(n, 32 * mt)
         all_rows = sum(x.rows for x in (w, *more))
-        fit = (2 * sms if mt == 1 else sms) // (row_tiles * n_tiles)
+        size = stage_bytes(w.dtype, mt, parts)
+        shared = min(4, GEMM_SHARED // size) * size
+        fit = self.fits(shared, 2 if mt == 1 else 1) * sms // (row_tiles * n_tiles)
         steps = each = padded(columns) // 64
         if not routed and fit > 1: each = max(ceil(steps, fit), 4)
         shares = ceil(steps, each)
@@ -498,20 +505,19 @@ class Model:
             if up: p.up = up
             for i, x in enumerate(more): p.more[i] = x
         flop = 2 * n * all_rows * w.cols * (2 if up else 1) * (TOP if up and routed else 1)
-        special = [] if more else self.special_product(name, w, up, n, parts, m, s, per, p, routed, flop)
+        special = self.special_product(name, w, up, n, parts, m, s, per, p, routed, flop, more)
         if special and routed: special[-1].reuse = reuse
         if special: return special
-        size = stage_bytes(w.dtype, mt, parts)
         # Blocks that share columns are simulated in full: only the last one of a tile adds up their sums, and of a sample none is the last.
         kernel = 'gemm_kernelILi%dELi%dELi%dE' % (w.dtype == NVFP4, mt, parts)
-        launch = Launch(name, kernel, (row_tiles, n_tiles, shares), THREADS, min(4, GEMM_SHARED // size) * size, [('Product', p)], m, sample=10 ** 6 if shares > 1 else 4 if routed else 2, flop=flop, **{s: per})
+        launch = Launch(name, kernel, (row_tiles, n_tiles, shares), THREADS, shared, [('Product', p)], m, sample=10 ** 6 if shares > 1 else 4 if routed else 2, flop=flop, **{s: per})
         launch.in_tiles, launch.reuse = True, reuse
         return [launch]
 
 
     def several(self, n, s):
         """A step of n tokens of a prompt, with the logits of the last."""
-        out, rng = [], random.Random(n)
+        self.tokens, out, rng = n, [], random.Random(n)
         route = [sorted(rng.sample(range(EXPERTS), TOP)) for _ in range(n)]
         pairs = n * TOP
         by_expert = [[t * TOP + k for t in range(n) for k in range(TOP) if route[t][k] == e] for e in range(EXPERTS)]
@@ -539,12 +545,7 @@ class Model:
             q, k = self.weight(m, self.dense, HEADS * hd, HIDDEN, 1), self.weight(m, self.dense, kv * hd, HIDDEN, 1)
             self.has_many(m, q, n)
             v = k if kind == 'global' else self.weight(m, self.dense, kv * hd, HIDDEN, 1)
-            if n > 16 and (self.wgmma or self.fp4_activations and self.dense == NVFP4):
-                for letter, w in ('q', q), ('k', k), ('v', v):
-                    m = Memory(); w = self.weight(m, self.dense, w.rows, HIDDEN, 1)
-                    if letter == 'q': self.has_many(m, w, n)
-                    out += self.product(letter + ' ' + kind, w, None, n, 1, m, s, per)
-            else: out += self.product('q, k, v ' + kind, q, None, n, 1, m, s, per, more=(k, v))
+            out += self.product('q, k, v ' + kind, q, None, n, 1, m, s, per, more=(k, v))
             if n * HEADS // kv > 16: out.append(self.rope(kind, n, s, per))
             out += self.attend(kind, n, s, per)
             m = Memory()

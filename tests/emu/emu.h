@@ -39,11 +39,13 @@
  *   No reconvergence: lanes are only together at operations with a mask, hence __activemask() is the caller alone.
  *   Approximate functions (__expf) are exact, tensor cores add in float in their own order, rounded (EMU_MMA=truncate: cut off, as
  *   emu.cpp says): compare with a tolerance.
- *   Kernels can read host memory unpunished.  __launch_bounds__, registers and bank conflicts are not looked at.
+ *   Kernels can read host memory unpunished.  __launch_bounds__, registers and bank conflicts are not looked at; so
+ *   cudaOccupancyMaxActiveBlocksPerMultiprocessor knows threads and shared memory alone.
  *   assert() works in a kernel; a test framework's assertions, which longjmp off the fiber, do not.
  *   Plain __shared__ is refused: only SHARED() can be refilled for every block.
  *
- * Environment: EMU_SEED (1), EMU_CC (12.0) compute capability, EMU_SMS (8) multiprocessors, EMU_MEMORY (bytes, 8 GB),
+ * Environment: EMU_SEED (1), EMU_CC (12.0) compute capability, EMU_SMS (8) multiprocessors, EMU_SHARED
+ * (KB of shared memory of each, by default the compute capability's), EMU_MEMORY (bytes, 8 GB),
  * EMU_FILES (bytes, 0: of it that hold files' pages, on a device that shares the machine's memory),
  * EMU_PAGEABLE (1: the device says that it reads all of the machine's memory),
  * EMU_DEVICES (1; 0: cudaErrorNoDevice), EMU_SYNC, EMU_GUARD, EMU_LOOSE, EMU_MMA, EMU_STACK (KB per

@@ -51,12 +51,14 @@ bool can_overlap() {
     capability(&major, &minor);
     return major >= 9;
 }
-/* CUDA C++ Programming Guide, "Technical Specifications per Compute Capability". */
-static size_t shared_optin() {
+/* Shared memory that a multiprocessor has and that a block can have, 1 KB less.  CUDA C++ Programming Guide, "Technical Specifications
+ * per Compute Capability". */
+static size_t shared_of_sm() {
     int major, minor;
     capability(&major, &minor);
-    return (size_t)(major == 8 && (minor == 0 || minor == 7) ? 163 : major == 8 || major == 12 ? 99 : 227) * 1024;
+    return (size_t)setting("EMU_SHARED", major == 8 && (minor == 0 || minor == 7) ? 164 : major == 8 || major == 12 ? 100 : 228) * 1024;
 }
+static size_t shared_optin() { return shared_of_sm() - 1024; }
 static size_t total_memory() { return (size_t)setting("EMU_MEMORY", 8ll << 30); }
 
 /* ---- memory ---- */
@@ -310,7 +312,8 @@ cudaError_t func_get_attributes(cudaFuncAttributes *a, const void *f) {
 cudaError_t occupancy(int *blocks_per_sm, const void *f, int threads, size_t shared) {
     DEVICE;
     if (threads < 1 || threads > 1024 || shared > limit_of(f)) return *blocks_per_sm = 0, cudaSuccess;
-    size_t by_shared = shared ? (shared_optin() + 1024) / (shared + 1024) : 16;
+    /* SHARED's are known only when the kernel runs: before, what is left beside the dynamic limit that the program has set. */
+    const size_t fixed = dynamic_limit.count(f) ? shared_optin() - limit_of(f) : 0, by_shared = shared_of_sm() / (shared + fixed + 1024);
     *blocks_per_sm = (int)std::min<size_t>({by_shared, (size_t)(1536 / ((threads + 31) / 32 * 32)), 16});
     return cudaSuccess;
 }
@@ -457,7 +460,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device) {
     p->totalGlobalMem = total_memory();
     p->sharedMemPerBlock = 48 * 1024;
     p->sharedMemPerBlockOptin = shared_optin();
-    p->sharedMemPerMultiprocessor = shared_optin() + 1024;
+    p->sharedMemPerMultiprocessor = shared_of_sm();
     p->reservedSharedMemPerBlock = 1024;
     p->regsPerBlock = p->regsPerMultiprocessor = 65536;
     p->warpSize = 32;

@@ -213,6 +213,9 @@ template <class... P> inline cudaError_t cudaFuncGetAttributes(cudaFuncAttribute
 template <class... P> inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, void (*f)(P...), int threads, size_t shared) {
     return emu::occupancy(blocks, (const void *)f, threads, shared);
 }
+static inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, const void *f, int threads, size_t shared) {
+    return emu::occupancy(blocks, f, threads, shared);
+}
 
 /* The launch that can carry attributes.  Programmatic dependent launch is plain stream order here, but its kernel must call
  * ptx_grid_wait: else it could finish, and let the next one begin, before the one ahead of it has.  Clusters lie along x. */

@@ -248,13 +248,50 @@ static void test_copy_of_the_head(void **) {
     }
 }
 
+/* Blocks of the launches of a step of n tokens whose names have `part`. */
+static unsigned blocks_of(Device *d, const Model &m, DType cache, int n, const char *part) {
+    unsigned blocks = 0;
+    for (const emu::Launch &l : step(d, m, cache, n))
+        if (!blocks && has(l.name, part)) blocks = l.grid.x * l.grid.y * l.grid.z;
+    return blocks;
+}
+
+/* Grids follow what fits on a multiprocessor: two blocks where there is room for two, else one.  Where there is not even room for one,
+ * the kernel and the GPU are named. */
+static void test_what_fits(void **) {
+    std::vector<emu::Launch> plan;
+    emu::plan = &plan;
+    setenv("EMU_CC", "9.0", 1);
+    setenv("EMU_SMS", "100", 1);
+    const Model m(shapes[0]);
+    const struct { const char *kb; DType cache; unsigned attend, gemm; } cases[] = {
+        {"228", DT_BF16, 200, 192}, {"100", DT_BF16, 96, 64}, {"100", DT_F8_E4M3, 200, 64}};
+    for (auto &c : cases) {
+        setenv("EMU_SHARED", c.kb, 1);
+        Device *d = open_without_weights(m, 0);
+        assert_int_equal(blocks_of(d, m, c.cache, 1, "v->kernel"), c.attend);
+        assert_int_equal(blocks_of(d, m, c.cache, 16, "g->kernel"), c.gemm);
+        cuda_close(d);
+    }
+    setenv("EMU_SHARED", "90", 1);
+    Memory memory;
+    DeviceOptions o = {};
+    o.max_n = CHUNK, o.context = CONTEXT, o.n_threads = 1;
+    Error err;
+    assert_int_equal(cuda_ops.memory(&m.c, &m.w, &o, &memory, &err), -1);
+    assert_string_equal(err.text, "GPU: a block of gemm_kernel (256 threads, 96 KB of shared memory) does not fit on a multiprocessor of "
+                                  "emulated GPU");
+    unsetenv("EMU_SHARED");
+    emu::plan = NULL;
+}
+
 static void test_plan(void **state) { plan_all(*(const Chip *)*state); }
 
 int main() {
     enum { N = sizeof chips / sizeof *chips };
-    static CMUnitTest tests[N + 1] = {cmocka_unit_test(test_copy_of_the_head)};
+    static CMUnitTest tests[N + 2] = {cmocka_unit_test(test_copy_of_the_head), cmocka_unit_test(test_what_fits)};
     setenv("EMU_MEMORY", "400000000000", 1);
     for (int i = 0; i < N; i++)
-        tests[i + 1] = (CMUnitTest){chips[i].cc, test_plan, NULL, NULL, (void *)&chips[i]};
+        tests[i + 2] = (CMUnitTest){chips[i].cc, test_plan, NULL, NULL, (void *)&chips[i]};
     return cmocka_run_group_tests_name("plan", tests, NULL, NULL);
 }
