@@ -335,7 +335,8 @@ static void cuda_embed_soft(Device *d, int first, int count, const float *soft) 
 }
 
 static void many_qkv(Device *d, const Layer *l) {
-    norms(d, {l->input_norm, 1, d->y_parts, d->y}, {}, {}, l->q);
+    size_t ahead = d->ahead;
+    norms(d, {l->input_norm, 1, d->y_parts, d->y}, {}, {}, next_of({l->q}, 0, &ahead, d->n));
     const Product qkv = qkv_product(l->q, l->k, l->v, d->qkv);
     layer_dense(d, qkv, d->y, "q, k, v");
     const SplitRows in = tile_rows(d->y, d->n, d->c->hidden, d->y_parts);
@@ -443,7 +444,9 @@ static void many_dense(Device *d, const Layer *l) {
 
 /* For one token the router's scores come with the MLP's gate and up, and the MLP's down comes with
  * the experts' gate and up.  Without experts the MLP's down is here.  Where the CPU has the experts
- * only what it waits for is here: meanwhile_dense has the rest of the MLP. */
+ * only what it waits for is here: meanwhile_dense has the rest of the MLP.  Of many tokens
+ * cuda_experts has it: while the router computes, which reads little, the memory brings what the
+ * MLP and then the experts read. */
 static void cuda_mlp(Device *d, const Layer *host) {
     const Layer *l = on_gpu(d, host);
     const Config *c = d->c;
@@ -463,20 +466,27 @@ static void cuda_mlp(Device *d, const Layer *host) {
     }
     uint16_t *y_experts = c->n_experts ? d->y_experts : NULL;
     uint16_t *y_router = c->n_experts ? d->y_router : NULL;
+    size_t ahead = ahead_of_mlp(d);
     norms(d, {l->pre_mlp_norm, 1, d->y_parts, d->y},
           {l->pre_experts_norm, 1, d->y_parts, y_experts},
-          {l->router_scale, 1 / sqrtf(c->hidden), 3, y_router}, l->gate);
-    if (!on_cpu(d, host)) many_dense(d, l);
+          {l->router_scale, 1 / sqrtf(c->hidden), 3, y_router},
+          next_of({l->router, l->gate, l->up, l->down}, 0, &ahead, d->n));
+    if (!c->n_experts) many_dense(d, l);
 }
 
 /* expert: [n][top_k] d->expert, or only some of it. */
 static void sort_by_expert(Device *d, const Layer *host, const int *expert) {
     const Config *c = d->c;
     const Layer *l = on_gpu(d, host);
+    size_t ahead = d->cache / 8 * 3;
+    Next next = {};
+    if (!on_cpu(d, host))               /* else the dense MLP has been computed */
+        next = next_of({l->router, l->gate, l->up, l->down}, ahead_of_mlp(d), &ahead,
+                       c->n_experts);
     GPU_LAUNCH(sort_kernel, dim3(c->n_experts), dim3(THREADS), 0, d->stream, d->n * c->top_k,
                32 * expert_tiles(d, host), expert, d->list, d->place, d->first, d->count,
                d->sort_ticket, d->tile, d->n_tiles, l->expert_gate, l->expert_up,
-               d->ahead / (2 * c->n_experts));
+               (int)(ahead / (2 * c->n_experts)), next);
     launched("sorting by expert");
 }
 
@@ -668,6 +678,7 @@ static void cuda_experts(Device *d, const Layer *host) {
     const Layer *l = on_gpu(d, host);
     const ExpertFormats *formats = &d->expert_formats[host - d->w->layer];
     const int layer = (int)(host - d->w->layer);
+    if (!is_one(d) && !is_few(d)) many_dense(d, l);
     if (is_offloaded(d, host)) fetch_await(&d->fetch, layer);
     if (is_one(d)) one_experts(d, host, 0);
     else if (is_few(d)) few_experts(d, l, few_mlp(d, l, formats));

@@ -98,6 +98,7 @@ struct Device {
     int every_kind;                     /* they are those with EVERY_KIND (stream.cu) */
     int shared_limit;                   /* bytes of dynamic shared memory that a block can have */
     int ahead;                          /* bytes that a launch that reads little brings ahead */
+    int cache;                          /* bytes of the L2 cache */
     /* Several tokens: BF16 numbers that make one of theirs, in products and in attention. */
     int y_parts, attend_parts;
     int fp4_activations;                /* fp4.cu multiplies many tokens */
@@ -200,6 +201,7 @@ static const Layer *on_gpu(const Device *d, const Layer *l) {
 }
 
 static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
+static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
 /* Bytes of dynamic shared memory of the kernels that stream weights, as their comments have them.
  * stream_shared: the ring and a Vector of `cols` columns.  share_bytes: n floats for each row of a
@@ -311,18 +313,45 @@ static void settled(Device *d, int in_place) {
     if (!in_place) d->at = !d->at;
 }
 
-/* Launches norm_kernel: up to three norms of r, n vectors of `hidden` numbers.  next: the matrix
- * that is read next. */
+/* What a launch of so many blocks brings of matrices that are read one after the other: *bytes
+ * bytes behind the first `from`, which an earlier launch has brought.  *bytes becomes what is left
+ * of them. */
+static Next next_of(std::initializer_list<Weight> matrices, size_t from, size_t *bytes,
+                    int blocks) {
+    Next next = {};
+    int i = 0;
+    for (const Weight &w : matrices) {
+        const size_t row = row_bytes(w) + (w.block_scale ? scale_pitch(w) : 0), all = w.rows * row;
+        const size_t there = smaller(all, from), now = smaller(all - there, *bytes);
+        next.w[i] = w;
+        next.share[i] = (w.rows + blocks - 1) / blocks;
+        /* Of a matrix that is there in part it is not known here which rows are: all are named. */
+        if (now) next.rows[i] = (int)((there + now) / row + blocks - 1) / blocks;
+        from -= there;
+        *bytes -= now;
+        i++;
+    }
+    return next;
+}
+
+/* Many tokens: bytes of the router and the dense MLP that the norms before them bring.  sort_kernel
+ * brings what follows of the dense MLP, and then of the experts: three eighths of the L2 cache.  So
+ * there is room for what is in use meanwhile, and an RTX 4090 or 5090 computes the dense MLP
+ * without waiting for its weights.  To tune both, compare bench/gpusim --gpu 3090,4090,5090 --step
+ * prompt16,prompt64. */
+static size_t ahead_of_mlp(const Device *d) { return larger(d->cache / 4, d->ahead); }
+
+/* Launches norm_kernel: up to three norms of r, n vectors of `hidden` numbers. */
 static void norms_of(Device *d, const Residual &r, int n, int hidden, NormTo a, NormTo b, NormTo c,
-                     const Weight &next = Weight()) {
+                     const Next &next = Next()) {
     size_t shared = 4 * (size_t)spare_floats(hidden);
     GPU_LAUNCH(norm_kernel, dim3(n), dim3(STREAM_THREADS), shared, d->stream, r, hidden, a, b, c,
-               next, d->ahead / n);
+               next);
     launched("norms");
 }
 
 /* Several tokens: up to three norms of the settled residual stream. */
-static void norms(Device *d, NormTo a, NormTo b, NormTo c, const Weight &next = Weight()) {
+static void norms(Device *d, NormTo a, NormTo b, NormTo c, const Next &next = Next()) {
     norms_of(d, residual(d, 1), d->n, d->c->hidden, a, b, c, next);
     settled(d, 1);
 }

@@ -361,18 +361,20 @@ __device__ static inline int sum_before(int v, int *found) {
  *   3. The last block to finish step 1 cuts each expert's places into tiles of tile_size: tile
  *      [*n_tiles].
  * Pairs whose expert is -1 are left out; the list begins with as many places that nobody reads.
- * Each block brings the first `ahead` bytes of its expert's gate and as many of its up into the L2
- * cache, as the experts' product is next.
+ * The blocks bring `next`, and each brings the first `ahead` bytes of its expert's gate and as many
+ * of its up into the L2 cache if the expert has pairs.
  * expert [n_pairs] is read after ptx_grid_wait.  grid (n_experts), at most THREADS blocks; THREADS
  * threads.  first, count [n_experts].  ticket counts the blocks that have arrived; it is zero
  * before and after. */
 __global__ static void sort_kernel(int n_pairs, int tile_size, const int *expert, int *list,
                                    int *place, int *first, int *count, unsigned *ticket,
                                    Tile *tile, int *n_tiles, const Weight *gate, const Weight *up,
-                                   int ahead) {
+                                   int ahead, const __grid_constant__ Next next) {
     SHARED(int, found, [3][WARPS]);
     SHARED(int, begin);
+    SHARED(int, its_pairs);
     SHARED(unsigned, arrived);
+    bring_next(next);
     ptx_grid_wait();
     ptx_grid_launch_dependents();
     const int e = blockIdx.x, run = (n_pairs + THREADS - 1) / THREADS;
@@ -384,17 +386,18 @@ __global__ static void sort_kernel(int n_pairs, int tile_size, const int *expert
         lower += other < e;
         own += other == e;
     }
-    for (const Weight &w : {gate[e], up[e]})
-        if (w.data) bring(w.data, min(ahead, w.rows * row_bytes(w)) / UNIT_BYTES);
     const int lower_before = sum_before(lower, found[0]);
     const int own_before = sum_before(own, found[1]);
     if (threadIdx.x == THREADS - 1) {
         begin = first[e] = lower_before + lower;
-        count[e] = own_before + own;
+        its_pairs = count[e] = own_before + own;
         __threadfence();
         arrived = atomicAdd(ticket, 1u);
     }
     __syncthreads();
+    if (its_pairs)
+        for (const Weight &w : {gate[e], up[e]})
+            bring(w.data, min(ahead, w.rows * row_bytes(w)) / UNIT_BYTES);
     for (int i = from, at = begin + own_before; own && i < to; i++) {
         if (expert[i] != e) continue;
         list[at] = i;

@@ -555,10 +555,10 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
     const cudaDeviceAttr most_shared_memory = cudaDevAttrMaxSharedMemoryPerBlockOptin;
     cudaError_t e = cudaDeviceGetAttribute(&d->shared_limit, most_shared_memory, 0);
     if (e == cudaSuccess) e = cudaDeviceGetAttribute(&n_sm, cudaDevAttrMultiProcessorCount, 0);
-    if (e == cudaSuccess) e = cudaDeviceGetAttribute(&d->ahead, cudaDevAttrL2CacheSize, 0);
+    if (e == cudaSuccess) e = cudaDeviceGetAttribute(&d->cache, cudaDevAttrL2CacheSize, 0);
     if (e == cudaSuccess) e = cudaFuncGetAttributes(&loaded, row_kernel<DEEP>);
     d->shared_limit -= STATIC_SHARED;
-    d->ahead = ahead_of(d->ahead);
+    d->ahead = ahead_of(d->cache);
     /* Machine code from PTX for sm_80 has no ptx_grid_wait, whatever the chip is. */
     gpu_can_overlap = loaded.ptxVersion >= 90;
     if (e != cudaSuccess) fail(err, "GPU: %s", cudaGetErrorString(e));

@@ -239,6 +239,29 @@ __device__ static inline void bring_ahead(const Weight &w, int n) {
     bring(w.data + (size_t)UNIT_BYTES * share * block, min(share, n / UNIT_BYTES));
 }
 
+/* What a launch brings into the L2 cache because launches behind it read it: block b brings the
+ * first rows[i] of its share of w[i], which is rows share[i] * b … share[i] * (b + 1) - 1.  Scales
+ * are brought as well: a kernel that finds all but them would wait until everything has come that
+ * was asked for meanwhile. */
+typedef struct {
+    Weight w[4];
+    int share[4], rows[4];
+} Next;
+__device__ static inline void bring_next(const Next &next) {
+#pragma unroll 1
+    for (int i = 0; i < 4; i++) {
+        const Weight &w = next.w[i];
+        const size_t first = (size_t)next.share[i] * blockIdx.x;
+        const int rows = min(next.rows[i], w.rows - (int)first);
+        auto bring_rows = [&](const uint8_t *from, int pitch) {
+            bring(from + first * pitch, (rows * pitch + UNIT_BYTES - 1) / UNIT_BYTES);
+        };
+        if (rows <= 0) continue;
+        bring_rows(w.data, row_bytes(w));
+        if (w.block_scale) bring_rows(w.block_scale, scale_pitch(w));
+    }
+}
+
 /* The number of tiles of eight rows. */
 __host__ __device__ static inline int tiles_of(int rows) { return (rows + 7) / 8; }
 

@@ -216,19 +216,18 @@ __device__ static inline Fours settle_fours(const Residual &r, int t, int hidden
 }
 
 /* Several tokens: settles the residual stream of each, in one block, and writes up to three norms
- * of it.  Each block brings `ahead` bytes of `next`, the matrix that is read next (bring_ahead).
- * grid (tokens); STREAM_THREADS threads; dynamic shared memory: floats [spare_floats(hidden)].  The
- * kernel before writes r.a and r.b; the next one may read the norms and r.to after its
- * ptx_grid_wait. */
+ * of it.  The blocks bring `next`, what is read next.  grid (tokens); STREAM_THREADS threads;
+ * dynamic shared memory: floats [spare_floats(hidden)].  The kernel before writes r.a and r.b; the
+ * next one may read the norms and r.to after its ptx_grid_wait. */
 __global__ static void __launch_bounds__(STREAM_THREADS)
     norm_kernel(const __grid_constant__ Residual r, int hidden, NormTo a, NormTo b, NormTo c,
-                const __grid_constant__ Weight next, int ahead) {
+                const __grid_constant__ Next next) {
     DYNAMIC_SHARED(float, x);
     SHARED(float, red, [32]);
     const int t = blockIdx.x, width = padded(hidden);
     for (const float *norm : {r.norm_a, r.norm_b, r.norm, a.norm, b.norm, c.norm})
         prefetch(norm, hidden);
-    bring_ahead(next, ahead);
+    bring_next(next);
     ptx_grid_wait();
     ptx_grid_launch_dependents();
     if (spare_floats(hidden)) {         /* a hidden size that does not fit into registers */

@@ -76,7 +76,7 @@ def pack(arguments, types, base=0):
 
 
 class Memory:
-    def __init__(self): self.at = {'cold': 0x100000000000, 'warm': 0x300000000000, 'real': 0x500000000000}; self.contents = []; self.needed = 0; self.ahead = []
+    def __init__(self): self.at = {'cold': 0x100000000000, 'warm': 0x300000000000, 'real': 0x500000000000}; self.contents = []; self.needed = 0; self.ahead = []; self.behind = 0
     def take(self, kind, n):
         a = self.at[kind]
         self.at[kind] += ceil(max(n, 1), 256) * 256
@@ -92,8 +92,23 @@ class Memory:
         """What bring_ahead (stream.cu) brings of w, n bytes of each block: [(address, bytes)]."""
         share = int(w.rows * padded(w.cols) * BYTES[w.dtype + 100 * (w.dtype == INT4 and w.bits == 8)]) // 128 // blocks * 128
         return [(w.data + share * b, min(n // 128 * 128, share)) for b in range(blocks)]
+    def next_of(self, matrices, start, n, blocks, Next):
+        """launch.cu's next_of -> a Next, what bring_next brings, how many bytes are left of n."""
+        next, regions = Next(), []
+        for i, w in enumerate(matrices):
+            pitch = [(w.data, int(padded(w.cols) * BYTES[w.dtype]))] + [(w.block_scale, padded(w.cols) // 16)] * (w.dtype == NVFP4)
+            row = sum(p for _, p in pitch)
+            there = min(w.rows * row, start)
+            now = min(w.rows * row - there, n)
+            start, n = start - there, n - now
+            if not now: continue
+            next.w[i], next.rows[i], share = w, ceil((there + now) // row, blocks), ceil(w.rows, blocks)
+            next.share[i] = share
+            regions += [(at + share * b * p, ceil(min(next.rows[i], w.rows - share * b) * p, 128) * 128) for at, p in pitch for b in range(blocks) if share * b < w.rows]
+        return next, regions, n
     # What the launch brings for a later one; what an earlier one has brought into the L2 for it.
     def brings(self, regions): self.needed += len(lines(regions) - lines(self.ahead)) * 128
+    # behind: bytes that were asked for later than these.
     def has(self, regions): self.needed -= len(lines(regions) - lines(self.ahead)) * 128; self.ahead += regions
 
 
@@ -122,6 +137,7 @@ class Model:
         self.tokens, self.wgmma, self.fp4_activations = 1, False, False      # hopper.cu or fp4.cu multiplies more than 16 tokens
         self.limit = gpu['shared_limit'] - 1024
         self.ahead = max(min(gpu['l2_size'] // 4, 12 << 20), min(gpu['l2_size'] // 2, 3 << 20))      # ahead_of in open.cu
+        self.ahead_of_mlp = max(gpu['l2_size'] // 4, self.ahead)      # launch.cu
         self.depth = DEEP if self.limit > 160 * 1024 else SHALLOW
         self.ring = STREAM_WARPS * self.depth * (1184 if self.every_kind else 1152)
     def __getattr__(self, name): return self.t[name]        # structs: m.Layer(...)
@@ -532,18 +548,34 @@ class Model:
             first += len(of)
         max_tiles = min(pairs // each + EXPERTS, pairs)
         ints = lambda x: struct.pack('<%di' % len(x), *x)
-        def norms(name, end, per, to, rows, dtype):
-            m = Memory(); l = self.layer(m, 'sliding')
-            none, next = self.NormTo(), self.weight(m, dtype, rows, HIDDEN)
-            m.brings(m.ahead_of(next, n, self.ahead // n))
+        def norms(name, end, per, to, m, brings):
+            l, none, (next, regions, _) = self.layer(m, 'sliding'), self.NormTo(), brings
+            m.brings(regions)
             t = [self.NormTo(norm=m.cold(4 * HIDDEN), factor=1, parts=p, to=m.warm(2 * p * n * HIDDEN)) for p in to] + [none] * (3 - len(to))
-            out.append(Launch(name, '11norm_kernel8', (n,), 32 * STREAM_WARPS, 0, [('Residual', self.residual(m, l, end, ints(place), n)), ('int', HIDDEN)] + [('NormTo', x) for x in t] + [('Weight', next), ('int', self.ahead // n)], m, **{s: per}))
+            out.append(Launch(name, '11norm_kernel8', (n,), 32 * STREAM_WARPS, 0, [('Residual', self.residual(m, l, end, ints(place), n)), ('int', HIDDEN)] + [('NormTo', x) for x in t] + [('Next', next)], m, **{s: per}))
+        def mlp(m): return [self.weight(m, *of) for of in ((BF16, EXPERTS, HIDDEN), (self.mlp, INNER, HIDDEN), (self.mlp, INNER, HIDDEN), (self.mlp, HIDDEN, INNER))]
+        def brought(m, by):
+            """What the norms or the sort bring of them -> see next_of."""
+            start, bytes, blocks = (0, self.ahead_of_mlp, n) if by == 'norms' else (self.ahead_of_mlp, self.gpu['l2_size'] // 8 * 3, EXPERTS)
+            return m.next_of(mlp(m), start, bytes, blocks, self.Next)
+        def reads(m, which, by):
+            """Memory in which a launch reads some of router, gate, up, down.  by: the last launch before it that has brought any."""
+            w, last = mlp(m), brought(Memory(), by)
+            ends = [x.data for x in w[1:]] + [2 ** 63]
+            regions = [x for k in ('norms', 'sort')[:1 + (by == 'sort')] for x in brought(Memory(), k)[1]]
+            for k in which:
+                its = int(w[k].rows * padded(w[k].cols) * BYTES[w[k].dtype])
+                m.needed += its * 9 // 8 if w[k].dtype == NVFP4 else its
+                m.has([(a, n) for a, n in regions if w[k].data <= a < ends[k]])
+            m.behind = sum(n for a, n in last[1] if a >= ends[which[-1]]) + (by == 'sort') * last[2]
+            return [w[k] for k in which]
         for kind, per in LAYERS.items():
             hd, kv = (512, 2) if kind == 'global' else (256, 8)
-            norms('norms before qkv', 'layer', per, [1], HEADS * hd, self.dense)
+            m = Memory()
+            norms('norms before qkv', 'layer', per, [1], m, m.next_of([self.weight(m, self.dense, HEADS * hd, HIDDEN)], 0, self.ahead, n, self.Next))
             m = Memory()
             q, k = self.weight(m, self.dense, HEADS * hd, HIDDEN, 1), self.weight(m, self.dense, kv * hd, HIDDEN, 1)
-            self.has_many(m, q, n)
+            m.has(m.next_of([q], 0, self.ahead, n, self.Next)[1])
             v = k if kind == 'global' else self.weight(m, self.dense, kv * hd, HIDDEN, 1)
             out += self.product('q, k, v ' + kind, q, None, n, 1, m, s, per, more=(k, v))
             if n * HEADS // kv > 16: out.append(self.rope(kind, n, s, per))
@@ -555,21 +587,20 @@ class Model:
             o = self.weight(m, self.dense, HIDDEN, HEADS * hd, 1)
             self.has_many(m, o, self.of_attend[kind])
             out += self.product('o ' + kind, o, None, n, 1, m, s, per)
-        norms('norms before mlp', 'attention', 30, [1, 1, 3], INNER, self.mlp)
-        m = Memory()
-        gate, up = (self.weight(m, self.mlp, INNER, HIDDEN, 1) for _ in range(2))
-        self.has_many(m, gate, n)
-        out += self.product('gate, up', gate, up, n, 1, m, s, 30)
-        m = Memory(); out += self.product('down', self.weight(m, self.dense, HIDDEN, INNER, 1), None, n, 1, m, s, 30)
-        m = Memory(); out += self.product('router', self.weight(m, BF16, EXPERTS, HIDDEN, 1), None, n, 3, m, s, 30)
+        m = Memory(); norms('norms before mlp', 'attention', 30, [1, 1, 3], m, brought(m, 'norms'))
+        m = Memory(); out += self.product('router', *reads(m, [0], 'norms'), None, n, 3, m, s, 30)
         m = Memory(); out.append(Launch('route', '12route_kernel', (ceil(n, WARPS),), THREADS, 0, [('int', n), ('int', EXPERTS), ('int', TOP), ('pointer', m.warm(4 * n * EXPERTS)), ('pointer', m.cold(4 * EXPERTS)),
                                         ('pointer', m.warm(4 * pairs)), ('pointer', m.warm(4 * pairs))], m, **{s: 30}))
         m = Memory(); z = lambda k: ('pointer', m.zeros(4 * k))
-        first = min(self.ahead // (2 * EXPERTS), SIZE * padded(HIDDEN) // 2) // 128 * 128      # of each expert's gate and up
+        next, regions, rest = brought(m, 'sort')
+        first = min(rest // (2 * EXPERTS), SIZE * padded(HIDDEN) // 2) // 128 * 128      # of each chosen expert's gate and up
         lists = [self.experts(m, SIZE, HIDDEN, 0) for _ in range(2)]
-        for table in self.of_experts[-2:]: m.brings([(w.data, first) for w in table])
+        m.ahead += brought(Memory(), 'norms')[1]
+        m.brings(regions + [(w.data, first) for table in self.of_experts[-2:] for e, w in enumerate(table) if by_expert[e]])
         out.append(Launch('sort', '11sort_kernel', (EXPERTS,), THREADS, 0, [('int', pairs), ('int', each), ('pointer', m.real(ints([e for t in route for e in t]))), z(pairs), z(pairs), z(EXPERTS), z(EXPERTS), z(1),
-                          z(3 * max_tiles), z(1)] + [('pointer', x) for x in lists] + [('int', self.ahead // (2 * EXPERTS))], m, sample=10 ** 6, **{s: 30}))
+                          z(3 * max_tiles), z(1)] + [('pointer', x) for x in lists] + [('int', rest // (2 * EXPERTS)), ('Next', next)], m, sample=10 ** 6, **{s: 30}))
+        m = Memory(); out += self.product('gate, up', *reads(m, [1, 2], 'sort'), n, 1, m, s, 30)
+        m = Memory(); out += self.product('down', *reads(m, [3], 'sort'), None, n, 1, m, s, 30)
         m = Memory(); w = self.Weight(dtype=NVFP4, rows=SIZE, cols=HIDDEN)
         self.table = [self.experts(m, SIZE, HIDDEN, 1, used), self.experts(m, SIZE, HIDDEN, 1, used)]
         for table in self.of_experts[-2:]: m.has([(w.data, first) for e, w in enumerate(table) if by_expert[e]])

@@ -664,13 +664,13 @@ int main(int argc, char **argv) {
         if (what == "gpu" || what == "job") { double v; if (fscanf(f, "%255s %lf", word, &v) != 2) return 1; if (what == "gpu") set_constant(word, v); else job[word] = v; }
         else if (what == "bank") { int b; if (fscanf(f, "%d %d", &b, &n) != 2) return 1; fgetc(f); auto &t = b ? bank2 : bank0; t.resize(n); if (n && fread(&t[0], 1, n, f) != (size_t)n) return 1; }
         else if (what == "buffer") { unsigned long long a; if (fscanf(f, "%llu %d", &a, &n) != 2) return 1; fgetc(f); buffers.push_back({a, std::vector<uint8_t>(n)}); if (fread(&buffers.back().data[0], 1, n, f) != (size_t)n) return 1; }
-        else if (what == "fetched") {           /* what is still under way then comes in the order of the addresses, the last at job "free_us" */
+        else if (what == "fetched") {           /* what is still under way then comes in the order of the addresses, the last at job "late_us" */
             unsigned long long a; if (fscanf(f, "%llu %d", &a, &n) != 2) return 1;
             const double late = std::min(1., job["late"]) * n, cycles = gpu.ghz * 1000;
             for (u64 at = a; at < a + n; at += 32) {
                 u64 bit = (at - COLD) >> 5; if (bit / 64 >= fetched.size()) fetched.resize(bit / 64 + (1 << 20)); fetched[bit / 64] |= (u64)1 << bit % 64;
                 const double left = (double)(a + n - at) / std::max(late, 1.);
-                if (left < 1) under_way[at >> 5] = (i64)(job["free_us"] * cycles * (1 - left) + gpu.dram_latency);
+                if (left < 1) under_way[at >> 5] = (i64)(job["late_us"] * cycles * (1 - left) + gpu.dram_latency);
             }
         }
         else if (what == "special") { if (fscanf(f, "%d", &n) != 1) return 1; for (int i = 0; i < n && fscanf(f, "%255s", word) == 1; i++) specials.push_back(word); }
