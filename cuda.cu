@@ -310,14 +310,21 @@ static void send_step(Device *d, const int *ids, int n, int64_t pos) {
     if (!d->recording) d->under_way = 1;
 }
 
+/* x [n][backbone or hidden] = the embeddings of this step's tokens. */
+static void launch_embed(Device *d, int n, float *x) {
+    const int cols = d->embed.cols;
+    const int blocks = n > STREAMED_TOKENS ? 1 : (cols + THREADS - 1) / THREADS;
+    GPU_LAUNCH(embed_kernel, dim3(n, blocks), dim3(THREADS), 0, d->stream, d->embed, d->ids, x,
+               sqrtf(cols), d->turns);
+    launched("embed");
+}
+
 static void cuda_embed(Device *d, const int *ids, int n, int64_t pos) {
     begin_step(d, n);
     if (!d->recording) cached_begin(&d->cached, d->stream, fetches(d));
     if (fetches(d)) begin_fetching(d);
     send_step(d, ids, n, pos);
-    GPU_LAUNCH(embed_kernel, dim3(n), dim3(THREADS), 0, d->stream, d->embed, d->ids, d->x[0],
-               sqrtf(d->c->hidden), d->turns);
-    launched("embed");
+    launch_embed(d, n, d->x[0]);
 }
 
 static void cuda_embed_soft(Device *d, int first, int count, const float *soft) {
@@ -834,13 +841,12 @@ static void launch_hidden(Device *d, int token, float *h) {
 /* The drafter's h [backbone], behind the embedding in d->pair: combine reads both as one vector. */
 static float *draft_h(const Device *d) { return d->pair + d->c->backbone; }
 
-/* draft_h = post_projection of the drafter's own final norm. */
+/* draft_h = post_projection of the drafter's own final norm: the kernel of a head, without a cap. */
 static void launch_post(Device *d) {
-    launch_hidden(d, 0, d->h);
-    int cols = d->post.cols;
-    STREAM(d, row_kernel, row_shared(d, cols), d->post, (const uint16_t *)NULL, d->h,
-           row_columns(d, cols), draft_h(d), Weight());
+    STREAM(d, head_kernel, normed_shared(d), d->post, residual(d, 0), d->final_norm, 0.f,
+           (const int *)NULL, draft_h(d));
     launched("post_projection");
+    settled(d, 0);
 }
 
 static void cuda_draft_from(Device *d, int token, int id, int64_t pos, const float *given) {
@@ -855,19 +861,23 @@ static void cuda_draft_from(Device *d, int token, int id, int64_t pos, const flo
 static void cuda_combine(Device *d) {
     begin_step(d, 1);
     int cols = d->pre.cols;
-    GPU_LAUNCH(embed_kernel, dim3(1), dim3(THREADS), 0, d->stream, d->embed, d->ids, d->pair,
-               sqrtf(d->c->backbone), d->turns);
-    launched("embed");
+    launch_embed(d, 1, d->pair);
     STREAM(d, row_kernel, row_shared(d, cols), d->pre, (const uint16_t *)NULL, d->pair,
-           row_columns(d, cols), d->x[0], Weight());
+           row_columns(d, cols), d->x[0], d->layer[0].q);
     launched("pre_projection");
 }
 
 static void cuda_guess(Device *d) {
     launch_post(d);
-    launch_logits(d, 0, 1);
-    GPU_LAUNCH(best_kernel, dim3(top_blocks(d)), dim3(TOP_THREADS), 0, d->stream, d->logits,
-               d->c->vocab, d->selection, d->step, d->ids);
+    if (d->screened)
+        GPU_LAUNCH(draft_kernel, dim3(d->row_blocks), dim3(THREADS), d->draft_head.cols, d->stream,
+                   d->draft_head, d->c->vocab, d->x[d->at], d->final_norm, d->c->hidden,
+                   d->selection, d->step, d->ids);
+    else {
+        launch_head(d, 0, 1, NULL);
+        GPU_LAUNCH(best_kernel, dim3(top_blocks(d)), dim3(TOP_THREADS), 0, d->stream, d->logits,
+                   d->c->vocab, d->selection, d->step, d->ids);
+    }
     launched("the draft");
 }
 

@@ -421,4 +421,127 @@ __global__ static void pick_kernel(Screen screen, int rows, Selection *s, float 
     if (last_block(&s->ticket) && threadIdx.x == 0) learn(screen);
 }
 
+/* ---- a drafter's head ---- */
+
+/* Columns of a drafter's head that four lanes load at once of each of eight rows: 512 bytes and the
+ * scales, 36 registers of a thread.  load_draft and draft_logit are written for 1024. */
+#define DRAFT_COLS 1024
+
+/* A drafter's head in four bits: W[r][c] is about scale * q, c in a block of 32.  A draft may be
+ * wrong, as the target verifies it, so nothing is computed exactly afterwards, as behind a Screen.
+ * A logit is off by 0.08 standard deviations of the logits (normal weights, no other error), which
+ * changes a draft only where the drafter itself hardly knows which of two is better; and a draft
+ * reads a quarter of the head's bytes. */
+typedef struct {
+    int cols;                           /* of q: a multiple of DRAFT_COLS, the rest is zeros */
+    /* [rows][cols / 32][16] -8 … 7: of a block of 32 columns, column i is the low nibble of byte i,
+     * column 16 + i the high nibble. */
+    uint8_t *q;
+    /* [rows][cols / DRAFT_COLS][4][8] BF16: of block 4 i + k of DRAFT_COLS columns, scale [k][i],
+     * so that a lane's eight scales are neighbours. */
+    uint16_t *scale;
+} DraftHead;
+
+/* Makes the copy of a BF16 head, once.  A warp takes a row, a lane takes a block of 32 columns.
+ * The weight that is farthest from zero is -8 steps: a negative scale is as good as another, and a
+ * step is smaller by an eighth than with 7.  grid (any number of blocks), THREADS threads. */
+__global__ static void draft_copy_kernel(Weight head, DraftHead to) {
+    ptx_grid_wait();
+    const int lane = threadIdx.x % 32, blocks = to.cols / 32;
+    for (int r = blockIdx.x * WARPS + threadIdx.x / 32; r < head.rows; r += gridDim.x * WARPS) {
+        const uint8_t *row = head.data + (size_t)r * row_bytes(head);
+        for (int b = lane; b < blocks; b += 32) {
+            float w[32], most = 0;
+            for (int i = 0; i < 32; i++) {
+                w[i] = 32 * b + i < head.cols ? bf16_at(row, 32 * b + i) : 0;
+                if (fabsf(w[i]) > fabsf(most)) most = w[i];
+            }
+            const uint32_t scale = (__float_as_uint(most / -8) + 0x8000) >> 16;
+            auto q = [&](int i) {
+                const float by = rintf(w[i] / __uint_as_float(scale << 16));
+                return fabsf(by) <= 8 ? min((int)by, 7) : 0;            /* 0 / 0, NaN */
+            };
+            const size_t block = (size_t)r * blocks + b;
+            for (int i = 0; i < 16; i++) to.q[16 * block + i] = (q(i) & 15) | (q(16 + i) & 15) << 4;
+            to.scale[block / 32 * 32 + b % 4 * 8 + b % 32 / 4] = scale;
+        }
+    }
+}
+
+/* What a lane has of DRAFT_COLS columns of a row: every fourth block, and these blocks' scales. */
+typedef struct {
+    uint4 q[8], scales;
+} DraftPiece;
+
+__device__ static inline DraftPiece load_draft(const DraftHead &h, int row, int piece) {
+    DraftPiece p;
+    const int part = threadIdx.x % 4;
+    const size_t block = ((size_t)row * h.cols + piece * DRAFT_COLS) / 32;
+#pragma unroll
+    for (int i = 0; i < 8; i++) p.q[i] = ptx_load_once16(h.q + 16 * (block + 4 * i + part));
+    p.scales = ptx_load_once16(h.scale + block + 8 * part);
+    return p;
+}
+
+/* The lane's sum of 16 times the products of a piece with y, from the piece's first column on: a
+ * nibble is multiplied where it stands, as the upper half of a byte. */
+__device__ static inline float draft_logit(const DraftPiece &p, const int8_t *y) {
+    const uint32_t scales[4] = {p.scales.x, p.scales.y, p.scales.z, p.scales.w};
+    const uint4 *by = (const uint4 *)y + 2 * (threadIdx.x % 4);
+    const uint32_t high = 0xf0f0f0f0u;
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        const uint4 q = p.q[i];
+        const uint4 low4 = make_uint4(q.x << 4 & high, q.y << 4 & high, q.z << 4 & high,
+                                      q.w << 4 & high);
+        const uint4 high4 = make_uint4(q.x & high, q.y & high, q.z & high, q.w & high);
+        const int a = dot16(high4, by[8 * i + 1], dot16(low4, by[8 * i], 0));
+        sum += (i % 2 ? bf16_high(scales[i / 2]) : bf16_low(scales[i / 2])) * (float)a;
+    }
+    return sum;
+}
+
+/* The draft is the row of `head` whose product with RMSNorm(x, norm) is the largest, as give_draft
+ * has it; n_rows, and x and norm [n].  The vector becomes int8, whatever the factor: it does not
+ * change which logit is the largest.  x is read after ptx_grid_wait.
+ * grid (any number of blocks), THREADS threads; dynamic shared memory: head.cols bytes. */
+__global__ static void draft_kernel(DraftHead head, int n_rows, const float *x, const float *norm,
+                                    int n, Selection *s, Step *step, int *token) {
+    DYNAMIC_SHARED(int8_t, y);
+    SHARED(unsigned, most);
+    const int pieces = head.cols / DRAFT_COLS, n_tiles = tiles_of(n_rows);
+    const int stride = gridDim.x * WARPS;
+    int tile = blockIdx.x * WARPS + threadIdx.x / 32;
+    auto row_of = [&](int tile) { return min(8 * tile + (int)threadIdx.x % 32 / 4, n_rows - 1); };
+    DraftPiece now, next = {};
+    if (tile < n_tiles) next = load_draft(head, row_of(tile), 0);
+    if (threadIdx.x == 0) most = 0;
+    ptx_grid_wait();
+    ptx_grid_launch_dependents();
+    float v = 0;
+    for (int i = threadIdx.x; i < n; i += THREADS) v = fmaxf(v, fabsf(x[i] * norm[i]));
+    __syncthreads();
+    const float by = 127 / block_max(v, &most);
+    for (int i = threadIdx.x; i < head.cols; i += THREADS) {
+        const float rounded = i < n ? rintf(x[i] * norm[i] * by) : 0;
+        y[i] = fabsf(rounded) <= 127 ? (int8_t)rounded : 0;
+    }
+    __syncthreads();
+    unsigned long long best = 0;
+    for (; tile < n_tiles; tile += stride) {
+        float logit = 0;
+        for (int piece = 0; piece < pieces; piece++) {
+            now = next;
+            if (piece + 1 < pieces) next = load_draft(head, row_of(tile), piece + 1);
+            else if (tile + stride < n_tiles) next = load_draft(head, row_of(tile + stride), 0);
+            logit += draft_logit(now, y + piece * DRAFT_COLS);
+        }
+        logit += __shfl_xor_sync(0xffffffffu, logit, 1);
+        logit += __shfl_xor_sync(0xffffffffu, logit, 2);
+        best = max(best, candidate(logit, row_of(tile)));
+    }
+    give_draft(best, s, step, token);
+}
+
 #endif
