@@ -254,7 +254,7 @@ static int cuda_record(Device *d, int n) {
     return d->recording = 1;
 }
 
-static int head_of_all(Device *d);
+static bool is_for_all(const Device *d);
 static void rank(Device *d, int token, int k);
 static void serve(Device *d, const Layer *host);
 
@@ -263,7 +263,7 @@ static void serve(Device *d, const Layer *host);
 static void cuda_recorded(Device *d) {
     cudaGraph_t graph;
     Recorded *r = &d->recorded[d->n];
-    if (head_of_all(d)) rank(d, 0, 0);
+    if (is_for_all(d)) rank(d, 0, 0);
     d->recording = 0;
     check(cudaStreamEndCapture(d->stream, &graph), "recording");
     check(cudaGraphInstantiate(&r->graph, graph, 0), "recording");
@@ -284,7 +284,7 @@ static int cuda_replay(Device *d, const int *ids, int n, int64_t pos) {
     d->rest = r->rest;
     d->pictures = 0;
     d->all_logits = r->all_logits;
-    d->ranked = r->all_logits ? d->next->k : 0;
+    d->ranked = is_for_all(d) ? d->next->k : 0;
     check(cudaGraphLaunch(r->graph, d->stream), "a step");
     d->under_way = 1;
     for (int i = 0; i < d->cpu_experts; i++) serve(d, &d->w->layer[i]);
@@ -731,7 +731,7 @@ static Residual last_x(Device *d, int token) {
     return r;
 }
 
-/* d->logits = the logits of tokens first … first + n - 1.  few: for one token, see head_kernel. */
+/* d->logits = the logits of tokens first … first + n - 1.  few: NULL, or see head_kernel. */
 static void launch_head(Device *d, int first, int n, const int *few) {
     const Config *c = d->c;
     Residual r = last_x(d, first);
@@ -740,8 +740,8 @@ static void launch_head(Device *d, int first, int n, const int *few) {
                d->logits);
     else if (has_few_head(d, n)) {
         const VectorTo to = {d->final_norm, d->few_head_y, 0}, none = {};
-        few_norms_of(d, r, n, ROW_PARTS, to, none, Router(), d->head);
-        STREAM(d, few_head_kernel, few_head_shared(d), d->head, d->few_head_y, n, c->softcap,
+        few_norms_of(d, r, n, ROW_PARTS, to, none, Router(), few ? Weight() : d->head);
+        STREAM(d, few_head_kernel, few_head_shared(d), d->head, d->few_head_y, n, c->softcap, few,
                d->logits);
     } else {
         norms_of(d, r, n, c->hidden, {d->final_norm, 1, 3, d->y_router}, {}, {});
@@ -750,11 +750,14 @@ static void launch_head(Device *d, int first, int n, const int *few) {
     launched("head");
 }
 
-/* Computes the logits of all of this step's tokens, if the step has more than one token and
- * d->logits has room for all; returns whether d->logits has them.  Whoever asks for one token's
- * logits may ask for the next token's, and so the head is read once for all. */
+/* Whether this step's logits are computed for all tokens at once: it has more than one, and
+ * d->logits has room for all.  Whoever asks for one token's logits may ask for the next token's, and
+ * so the head is read once for all. */
+static bool is_for_all(const Device *d) { return d->n > 1 && d->n <= d->n_logits; }
+
+/* Computes all logits of all of this step's tokens if is_for_all, which is returned. */
 static int head_of_all(Device *d) {
-    if (d->n == 1 || d->n > d->n_logits) return 0;
+    if (!is_for_all(d)) return 0;
     if (!d->all_logits) launch_head(d, 0, d->n, NULL);
     return d->all_logits = 1;
 }
@@ -766,28 +769,33 @@ static void launch_count(Device *d, int n, int k, const int *skip) {
     launched("count");
 }
 
-/* d->logits = one token's logits.  If the head is screened, only logits that can be among the k
- * largest are computed, perhaps; the others are -inf. */
-static void launch_logits(Device *d, int token, int k) {
-    const Config *c = d->c;
-    if (!d->screened) return launch_head(d, token, 1, NULL);
-    GPU_LAUNCH(screen_kernel, dim3(d->row_blocks), dim3(THREADS), 2 * (size_t)d->screen.cols,
-               d->stream, d->head, d->screen, last_x(d, token).x, d->final_norm, c->eps, c->softcap,
-               d->logits);
-    launched("screen");
-    launch_count(d, 1, k, &d->screen.habit->skip);         /* of the lower bounds */
-    int blocks = (tiles_of(c->vocab) + THREADS - 1) / THREADS;
-    GPU_LAUNCH(pick_kernel, dim3(blocks), dim3(THREADS), 0, d->stream, d->screen, c->vocab,
-               d->selection, d->logits);
-    launched("picking rows");
-    launch_head(d, token, 1, d->screen.few);
+/* Whether a screened head serves n tokens. */
+static bool is_screened(const Device *d, int n) {
+    return d->screened && (n == 1 || has_few_head(d, n));
 }
 
-/* Launches everything between x and d->back, without waiting.  If head_of_all, back [n] becomes the
- * k largest logits of each of this step's tokens; otherwise back[0] becomes those of `token`. */
+/* d->logits = the logits of tokens first … first + n - 1, of a screened head: only logits that can
+ * be among the k largest are computed, perhaps; the others are -inf. */
+static void launch_screened(Device *d, int first, int n, int k) {
+    const Config *c = d->c;
+    const size_t planes = 2 * (size_t)n * plane_bytes(d->screen.cols);
+    GPU_LAUNCH(screen_kernel, dim3(d->row_blocks), dim3(THREADS), planes, d->stream, d->head,
+               d->screen, last_x(d, first).x, n, d->final_norm, c->eps, c->softcap, d->logits);
+    launched("screen");
+    launch_count(d, n, k, &d->screen.habit->skip);         /* of the lower bounds */
+    int blocks = (tiles_of(c->vocab) + THREADS - 1) / THREADS;
+    GPU_LAUNCH(pick_kernel, dim3(blocks), dim3(THREADS), 0, d->stream, d->screen, c->vocab, n,
+               d->selection, d->logits);
+    launched("picking rows");
+    launch_head(d, first, n, d->screen.few);
+}
+
+/* Launches everything between x and d->back, without waiting.  If is_for_all, back [n] becomes the k
+ * largest logits of each of this step's tokens; otherwise back[0] becomes those of `token`. */
 static void rank(Device *d, int token, int k) {
-    int all = head_of_all(d), n = all ? d->n : 1;
-    if (!all) launch_logits(d, token, k);
+    const int all = is_for_all(d), n = all ? d->n : 1, first = all ? 0 : token;
+    if (!d->all_logits && is_screened(d, n)) launch_screened(d, first, n, k);
+    else if (!head_of_all(d)) launch_head(d, first, 1, NULL);
     launch_count(d, n, k, NULL);
     GPU_LAUNCH(collect_kernel, dim3(top_blocks(d), n), dim3(TOP_THREADS), 0, d->stream, d->logits,
                d->c->vocab, k, d->step, d->selection, d->top);

@@ -109,7 +109,7 @@ static void take_copy(Device *d, Arena *a) {
     s->scale = (uint16_t *)take(a, rows * cols / 32 * 2);
     s->error = (float *)take(a, 4 * rows);
     s->norm = (float *)take(a, 4 * rows);
-    s->upper = (float *)take(a, 4 * rows);
+    s->upper = (float *)take(a, 4 * HEAD_TOKENS * rows);
     s->few = (int *)take(a, 4 * (1 + (size_t)tiles_of((int)rows)));
     s->habit = (Habit *)take(a, sizeof *s->habit);
 }

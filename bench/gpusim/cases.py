@@ -270,39 +270,33 @@ class Model:
         out += self.head(s, 1)
         return out
 
-    def screened(self, tiles):
-        """What a screened head does after the last layer of a token, with so many tiles of eight
+    def screened(self, tiles, n, s):
+        """What a screened head does after the last layer, for n tokens, with so many tiles of eight
         rows that are not ruled out; -1: in a step that takes the whole head instead."""
-        out, s, m = [], 'screened', Memory()
-        cols, skip = ceil(self.hidden, 256) * 256, tiles < 0
+        out, m = [], Memory()
+        cols, skip = ceil(HIDDEN, 256) * 256, tiles < 0
         chosen = sorted(random.Random(2).sample(range(VOCAB // 8), max(tiles, 0)))
         few = struct.pack('<%di' % (1 + len(chosen)), tiles, *chosen)
         must = m.cold if skip else m.must
         screen = self.Screen(
             cols=cols, q=must(VOCAB * cols), scale=must(VOCAB * cols // 16), error=must(4 * VOCAB),
-            norm=must(4 * VOCAB), upper=m.warm(4 * VOCAB), few=m.real(few + bytes(4 * VOCAB // 8)),
+            norm=must(4 * VOCAB), upper=m.warm(4 * n * VOCAB), few=m.real(few + bytes(4 * VOCAB // 8)),
             habit=m.real(struct.pack('<ii', skip, 0)), worth=VOCAB // 8)
-        w, x, norm = self.weight(m, BF16, VOCAB, self.hidden), m.warm(4 * self.hidden), m.cold(4 * self.hidden)
-        logits = m.warm(4 * VOCAB)
-        out.append(Launch('screen', '13screen_kernel', (self.blocks,), THREADS, 2 * cols, [
-            ('Weight', w), ('Screen', screen), ('pointer', x), ('pointer', norm), ('float', EPS),
+        w, x, norm = self.weight(m, BF16, VOCAB, HIDDEN), m.warm(4 * n * HIDDEN), m.cold(4 * HIDDEN)
+        logits = m.warm(4 * n * VOCAB)
+        out.append(Launch('screen', '13screen_kernel', (self.blocks,), THREADS, 2 * n * (cols + 64), [
+            ('Weight', w), ('Screen', screen), ('pointer', x), ('int', n), ('pointer', norm), ('float', EPS),
             ('float', 30), ('pointer', logits)], m, sample=3, **{s: 1}))
-        head, count, collect = self.head(s, 1)
+        *head, count, collect = self.head(s, n, few=few)
         m = Memory()
-        screen.upper, screen.few = m.warm(4 * VOCAB), m.zeros(4 + VOCAB // 2)
+        screen.upper, screen.few = m.warm(4 * n * VOCAB), m.zeros(4 + VOCAB // 2)
         screen.habit = m.real(struct.pack('<ii', skip, 0))
         out.append(Launch('pick', '11pick_kernel', (ceil(VOCAB // 8, THREADS),), THREADS, 0, [
-            ('Screen', screen), ('int', VOCAB), ('pointer', m.zeros(10 ** 5)),
-            ('pointer', m.warm(4 * VOCAB))], m, **{s: 1}))
-        m = Memory()
-        w = self.weight(m, BF16, VOCAB, self.hidden, 1 if skip else tiles * 8 / VOCAB)
-        r = self.residual(m, self.layer(m, 'sliding'), 'layer')
-        out.append(self.stream('head of few', '11head_kernel', vector_bytes(self.hidden), [
-            ('Weight', w), ('Residual', r), ('pointer', m.cold(4 * self.hidden)), ('float', 30),
-            ('pointer', m.real(few)), ('pointer', m.warm(4 * VOCAB))], m, **{s: 1}))
-        out[-1].sample = 10 ** 6 if 0 <= tiles < 2000 else 3
+            ('Screen', screen), ('int', VOCAB), ('int', n), ('pointer', m.zeros(10 ** 5 * n)),
+            ('pointer', m.warm(4 * n * VOCAB))], m, **{s: 1}))
+        head[-1].sample = 10 ** 6 if 0 <= tiles < 2000 else 3
         count.per[s] = 1 if skip else 2         # the first one ends at once where steps are skipped
-        return out + [count, collect]
+        return out + head + [count, collect]
 
     def draft(self):
         """A draft of the drafter: four layers that attend to their target's keys, and a head of their own, all in BF16."""
@@ -343,24 +337,25 @@ class Model:
                    ('pointer', m.zeros(4 * 8192 + 24 + 8 * 4096)), ('pointer', m.zeros(96)), ('pointer', m.zeros(4))], m, sample=3, **{s: 1}))
         return out
 
-    def head(self, s, n, per=1):
-        """Logits of n tokens (one: with its norm in it), and which are the largest."""
+    def head(self, s, n, per=1, few=b''):
+        """Logits of n tokens (one: with its norm in it), and which are the largest.  few: how many tiles of eight rows are left, and which."""
         out, m = [], Memory()
-        w, r = self.weight(m, BF16, VOCAB, self.hidden, 1), self.residual(m, self.layer(m, 'sliding'), 'layer')
+        left = struct.unpack_from('<i', few)[0] if few else -1
+        w, r = self.weight(m, BF16, VOCAB, HIDDEN, left * 8 / VOCAB if left >= 0 else 1), self.residual(m, self.layer(m, 'sliding'), 'layer')
         if n == 1:
-            out.append(self.stream('head', '11head_kernel', vector_bytes(self.hidden), [('Weight', w), ('Residual', r), ('pointer', m.cold(4 * self.hidden)), ('float', 30),
-                       ('pointer', 0), ('pointer', m.warm(4 * VOCAB))], m, **{s: per}))
+            out.append(self.stream('head', '11head_kernel', vector_bytes(HIDDEN), [('Weight', w), ('Residual', r), ('pointer', m.cold(4 * HIDDEN)), ('float', 30),
+                       ('pointer', m.real(few) if few else 0), ('pointer', m.warm(4 * VOCAB))], m, **{s: per}))
             out[-1].sample = 3
-        elif n <= 4 and vector_bytes(self.hidden, 12) <= self.limit + 1024 - 5120 - self.ring:       # has_few_head
-            y = m.warm(vector_bytes(self.hidden, 12))
+        elif n <= 4 and vector_bytes(HIDDEN, 12) <= self.limit + 1024 - 5120 - self.ring:       # has_few_head
+            y = m.warm(vector_bytes(HIDDEN, 12))
             shares = self.gpu['sms'] // n
-            self.has_many(m, w, n * shares)
-            out.append(self.stream('head of %d' % n, '15few_head_kernel', vector_bytes(self.hidden, 12), [('Weight', w), ('pointer', y), ('int', n), ('float', 30), ('pointer', m.warm(4 * n * VOCAB))], m, **{s: per}))
+            if not few: self.has_many(m, w, n * shares)
+            out.append(self.stream('head of %d' % n, '15few_head_kernel', vector_bytes(HIDDEN, 12), [('Weight', w), ('pointer', y), ('int', n), ('float', 30), ('pointer', m.real(few) if few else 0), ('pointer', m.warm(4 * n * VOCAB))], m, **{s: per}))
             out[-1].sample = 3
             m = Memory(); l = self.layer(m, 'sliding')
-            to, next = self.VectorTo(norm=m.cold(4 * self.hidden), to=m.warm(vector_bytes(self.hidden, 12))), self.weight(m, BF16, VOCAB, self.hidden)
-            m.brings(m.ahead_of(next, n * shares, self.ahead // (n * shares)))
-            out.insert(0, Launch('norm before head', '15few_norm_kernel8', (n, shares), 32 * STREAM_WARPS, 4 * self.hidden, [('Residual', self.residual(m, l, 'attention', b'', n)), ('int', self.hidden), ('int', 3),
+            to, next = self.VectorTo(norm=m.cold(4 * HIDDEN), to=m.warm(vector_bytes(HIDDEN, 12))), self.Weight() if few else self.weight(m, BF16, VOCAB, HIDDEN)
+            if not few: m.brings(m.ahead_of(next, n * shares, self.ahead // (n * shares)))
+            out.insert(0, Launch('norm before head', '15few_norm_kernel8', (n, shares), 32 * STREAM_WARPS, 4 * HIDDEN, [('Residual', self.residual(m, l, 'attention', b'', n)), ('int', HIDDEN), ('int', 3),
                        ('VectorTo', to), ('VectorTo', self.VectorTo()), ('Router', self.Router()), ('Weight', next), ('int', self.ahead // (n * shares))], m, sample=10 ** 6, **{s: per}))
         else:
             out += self.product('head of %d' % n, w, None, n, 3, m, s, per, softcap=30)

@@ -142,7 +142,7 @@ static std::vector<float> get(const float *device, int n) {
 /* Every row's bounds; where the worst case was made, that they are no wider than it is. */
 static void check_bounds(Model &m, Kind kind) {
     Device *d = m.d;
-    GPU_LAUNCH(screen_kernel, dim3(3), dim3(THREADS), 2 * d->screen.cols, d->stream, d->head, d->screen, d->x[0] + m.c.hidden, d->final_norm, m.c.eps,
+    GPU_LAUNCH(screen_kernel, dim3(3), dim3(THREADS), 2 * plane_bytes(d->screen.cols), d->stream, d->head, d->screen, d->x[0] + m.c.hidden, 1, d->final_norm, m.c.eps,
                m.c.softcap, d->logits);
     check(cudaStreamSynchronize(d->stream), "screen");
     std::vector<float> lower = get(d->logits, m.c.vocab), upper = get(d->screen.upper, m.c.vocab), error = get(d->screen.error, m.c.vocab);
@@ -277,7 +277,7 @@ static void test_recorded(void **) {
         cudaGraph_t graph;
         cudaGraphExec_t recorded;
         check(cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeRelaxed), "recording");
-        launch_logits(d, 1, 1);
+        launch_screened(d, 1, 1, 1);
         GPU_LAUNCH(best_kernel, dim3(top_blocks(d)), dim3(TOP_THREADS), 0, d->stream, d->logits,
                    m.c.vocab, d->selection, d->step, d->ids);
         check(cudaStreamEndCapture(d->stream, &graph), "recording");
@@ -405,6 +405,38 @@ static void test_few(void **) {
     unsetenv("EMU_CC");
 }
 
+/* The largest logits of a few tokens, screened, are those of all of their logits. */
+static void test_few_screened(void **) {
+    static const struct { int vocab, hidden; } shape[] = {{519, 2816}, {4099, 80}};
+    setenv("EMU_CC", "9.0", 1);
+    for (auto &s : shape)
+        for (Kind kind : {RANDOM, TIES, EQUAL, BROKEN})
+            for (int n = 2; n <= HEAD_TOKENS; n++) {
+                const int k = n == 3 ? 1 : 64, ids[HEAD_TOKENS] = {};
+                Model m(kind, s.vocab, s.hidden, n % 2 ? 30 : 0);
+                std::vector<float> x(n * s.hidden), logits(n * k);
+                std::vector<int> top(n * k), count(n), want(s.vocab);
+                for (auto &v : x) v = bell();
+                m.open(1);
+                assert_true(is_screened(m.d, n) && !is_screened(m.d, HEAD_TOKENS + 1));
+                cuda_ops.embed(m.d, ids, n, 0);
+                check(cudaMemcpy(m.d->x[m.d->at], x.data(), 4 * x.size(), cudaMemcpyHostToDevice), "writing");
+                for (int t = 0; t < n; t++) count[t] = cuda_ops.top(m.d, t, k, &top[t * k], &logits[t * k]);
+                assert_false(m.d->all_logits);
+                assert_true(kind != RANDOM || s.hidden < 2816 || k > 1 || tiles_left(m) < tiles_of(s.vocab));
+                for (int t = 0; t < n; t++) {
+                    cuda_ops.head(m.d, t, 1, m.full.data());
+                    top_logits(m.full.data(), s.vocab, k, want.data());
+                    if (count[t] < 0) assert_true(kind == EQUAL && s.vocab > LISTED);
+                    for (int i = 0; i < count[t]; i++) {
+                        assert_int_equal(top[t * k + i], want[i]);
+                        assert_true(logits[t * k + i] == of_key(key_of(m.full[want[i]])));
+                    }
+                }
+            }
+    unsetenv("EMU_CC");
+}
+
 /* A head in float32 is not screened; what else the variable may say is refused. */
 static void test_refused(void **) {
     Model m(RANDOM, 37, 16, 30);
@@ -438,6 +470,7 @@ int main() {
         cmocka_unit_test(test_nan),
         cmocka_unit_test(test_wide),
         cmocka_unit_test(test_few),
+        cmocka_unit_test(test_few_screened),
         cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
