@@ -751,8 +751,8 @@ static void launch_head(Device *d, int first, int n, const int *few) {
 }
 
 /* Whether this step's logits are computed for all tokens at once: it has more than one, and
- * d->logits has room for all.  Whoever asks for one token's logits may ask for the next token's, and
- * so the head is read once for all. */
+ * d->logits has room for all.  Whoever asks for one token's logits may ask for the next token's,
+ * and so the head is read once for all. */
 static bool is_for_all(const Device *d) { return d->n > 1 && d->n <= d->n_logits; }
 
 /* Computes all logits of all of this step's tokens if is_for_all, which is returned. */
@@ -790,10 +790,11 @@ static void launch_screened(Device *d, int first, int n, int k) {
     launch_head(d, first, n, d->screen.few);
 }
 
-/* Launches everything between x and d->back, without waiting.  If is_for_all, back [n] becomes the k
- * largest logits of each of this step's tokens; otherwise back[0] becomes those of `token`. */
+/* Launches everything between x and d->back, without waiting.  If is_for_all, back [n] becomes the
+ * k largest logits of each of this step's tokens; otherwise back[0] becomes those of `token`. */
 static void rank(Device *d, int token, int k) {
-    const int all = is_for_all(d), n = all ? d->n : 1, first = all ? 0 : token;
+    const int all = is_for_all(d), n = all ? d->n : 1;
+    const int first = all ? 0 : token;
     if (!d->all_logits && is_screened(d, n)) launch_screened(d, first, n, k);
     else if (!head_of_all(d)) launch_head(d, first, 1, NULL);
     launch_count(d, n, k, NULL);
@@ -849,7 +850,7 @@ static void launch_hidden(Device *d, int token, float *h) {
 /* The drafter's h [backbone], behind the embedding in d->pair: combine reads both as one vector. */
 static float *draft_h(const Device *d) { return d->pair + d->c->backbone; }
 
-/* draft_h = post_projection of the drafter's own final norm: the kernel of a head, without a cap. */
+/* draft_h = post_projection of the drafter's own final norm: as a head, without a cap. */
 static void launch_post(Device *d) {
     STREAM(d, head_kernel, normed_shared(d), d->post, residual(d, 0), d->final_norm, 0.f,
            (const int *)NULL, draft_h(d));

@@ -8,9 +8,12 @@
  * A screened head reads half as many bytes; the comment above screen_kernel says why it never
  * changes a token.  An int8 copy of the head gives a lower and an upper bound of every logit
  * (screen_kernel).  Tiles of eight rows in which no row can be among the k largest are left out
- * (count_kernel in top.cu, pick_kernel), and head_kernel computes the others.  The host launches
- * the same kernels whatever an earlier one found.  Where the copy does not pay, the kernels
- * themselves turn to the whole head (Habit).  head.c does the same on the CPU, in fewer lines. */
+ * (count_kernel in top.cu, pick_kernel), and head_kernel computes the others, or few_head_kernel
+ * for a few tokens.  The host launches the same kernels whatever an earlier one found.  Where the
+ * copy does not pay, the kernels themselves turn to the whole head (Habit).  head.c does the same
+ * on the CPU, in fewer lines.
+ *
+ * A drafter's head has a copy in four bits, from which alone the drafts come (draft_kernel). */
 #ifndef HEAD_CU
 #define HEAD_CU
 
@@ -25,8 +28,8 @@
  * shared memory for each.  A guess: nobody has timed other values.  Compare bench/gpusim --step
  * screened. */
 #define TILES_AT_ONCE 48
-/* Columns of the int8 copy that a warp loads of each of sixteen rows at once: 4 KB and the scales, 40
- * registers of a thread.  load_piece and multiply_piece are written for 256. */
+/* Columns of the int8 copy that a warp loads of each of sixteen rows at once: 4 KB and the scales,
+ * 40 registers of a thread.  load_piece and multiply_piece are written for 256. */
 #define SCREEN_COLS 256
 
 /* The smallest head, in bytes, whose copy pays.  The three additional launches take 30 microseconds
@@ -81,8 +84,8 @@ __device__ static inline float bf16_at(const uint8_t *p, size_t i) {
 /* ---- all logits, or those that are not ruled out ---- */
 
 /* What a block computes of the head: its share of all rows, which is one strip; or, with a list of
- * tiles that are left (few, see Screen), its share from … to - 1 of these, of which each is a strip,
- * TILES_AT_ONCE in a turn. */
+ * tiles that are left (few, see Screen), its share from … to - 1 of these, of which each is a
+ * strip, TILES_AT_ONCE in a turn. */
 typedef struct {
     const int *few;
     int from, to;
@@ -322,8 +325,8 @@ typedef struct {
     float step, length, beside;
 } Screened;
 
-/* Bounds of the logits of n <= HEAD_TOKENS tokens, from the int8 copy: lower[t][r] <= logit[t][r] <=
- * screen.upper[t][r], where logit is what head_kernel and few_head_kernel compute.
+/* Bounds of the logits of n <= HEAD_TOKENS tokens, from the int8 copy: lower[t][r] <= logit[t][r]
+ * <= screen.upper[t][r], where logit is what head_kernel and few_head_kernel compute.
  *
  * Why the screened head never changes a token.  Let w be a row of the head and w' its int8 copy.
  * Let y = RMSNorm(x) as computed here, and y' = step * Y its copy of 16-bit integers
@@ -346,7 +349,8 @@ typedef struct {
  *    of y, which together with the first are y exactly, add 2^-8 of that: 0.54 cols.  4 additions
  *    follow.
  *
- * 4. This kernel: m = 0.032 cols + 10.  A product goes through cols / 32 sums, and 6 more roundings.
+ * 4. This kernel: m = 0.032 cols + 10.  A product goes through cols / 32 sums, and 6 more
+ *    roundings.
  *
  * 5. head_kernel's y differs from this one: its sum of squares is added up in another order (here
  *    cols / 256 + 16 roundings, fewer there), and each number has two more roundings.  That moves
@@ -467,9 +471,9 @@ __device__ static inline void learn(const Screen &screen) {
     *screen.habit = h;
 }
 
-/* screen.few = the tiles that have a row whose upper bound reaches s->edge, for one of n tokens; all
- * logits [n][rows] become -inf, and head_kernel or few_head_kernel then writes those of the tiles
- * that are left.  In a step that is skipped screen.few becomes -1, which is all tiles.  s [n] is
+/* screen.few = the tiles that have a row whose upper bound reaches s->edge, for one of n tokens;
+ * all logits [n][rows] become -inf, and head_kernel or few_head_kernel then writes those of the
+ * tiles that are left.  In a step that is skipped screen.few becomes -1, which is all tiles.  s [n] is
  * read after ptx_grid_wait.  grid (tiles_of(rows) / THREADS, rounded up), a thread for a tile. */
 __global__ static void pick_kernel(Screen screen, int rows, int n, Selection *s, float *logits) {
     ptx_grid_wait();
