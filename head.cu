@@ -473,8 +473,9 @@ __device__ static inline void learn(const Screen &screen) {
 
 /* screen.few = the tiles that have a row whose upper bound reaches s->edge, for one of n tokens;
  * all logits [n][rows] become -inf, and head_kernel or few_head_kernel then writes those of the
- * tiles that are left.  In a step that is skipped screen.few becomes -1, which is all tiles.  s [n] is
- * read after ptx_grid_wait.  grid (tiles_of(rows) / THREADS, rounded up), a thread for a tile. */
+ * tiles that are left.  In a step that is skipped screen.few becomes -1, which is all tiles.  s [n]
+ * is read after ptx_grid_wait.  grid (tiles_of(rows) / THREADS, rounded up), a thread for each
+ * tile. */
 __global__ static void pick_kernel(Screen screen, int rows, int n, Selection *s, float *logits) {
     ptx_grid_wait();
     ptx_grid_launch_dependents();
