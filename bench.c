@@ -175,13 +175,15 @@ static double bytes_read(const Bench *b, int64_t pos, const DraftStats *drafts) 
     double pass = (double)(info.bytes_per_token + kv_bytes(b->e->model, &o, &per_token));
     double n_drafts = 0;
     /* The CPU does not read all of a BF16 head, but an int8 copy of half the size; few rows are
-     * read in BF16 (see HeadCopy in head.c).  A GPU with a copy does so in steps of one
-     * token. */
+     * read in BF16 (see HeadCopy in head.c).  A GPU with a copy does so in steps of one to four
+     * tokens, which are rounds of up to three drafts. */
     const Weight *head = &model_weights(b->e->model)->head;
+    const double saved = (double)head->rows * head->cols;
     int on_cpu = o.ops == &cpu_ops && head->dtype == DT_BF16;
-    int on_gpu = session_takes(b->e->session)->head_copy && !drafts->passes;
-    if (on_cpu || on_gpu) pass -= (double)head->rows * head->cols;
+    int on_gpu = session_takes(b->e->session)->head_copy > 0;
+    if (on_cpu || on_gpu) pass -= saved;
     if (!drafts->passes) return pass;
+    if (on_gpu) pass += saved * drafts->drafted[3] / drafts->passes;
     for (int i = 0; i < MAX_DRAFTS; i++) n_drafts += drafts->drafted[i];
     double all_drafts = n_drafts * (double)drafter_bytes(b->e->drafter);
     return (pass * drafts->passes + all_drafts) / drafts->tokens;

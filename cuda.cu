@@ -254,7 +254,7 @@ static int cuda_record(Device *d, int n) {
     return d->recording = 1;
 }
 
-static int head_of_all(Device *d);
+static bool is_for_all(const Device *d);
 static void rank(Device *d, int token, int k);
 static void serve(Device *d, const Layer *host);
 
@@ -263,7 +263,7 @@ static void serve(Device *d, const Layer *host);
 static void cuda_recorded(Device *d) {
     cudaGraph_t graph;
     Recorded *r = &d->recorded[d->n];
-    if (head_of_all(d)) rank(d, 0, 0);
+    if (is_for_all(d)) rank(d, 0, 0);
     d->recording = 0;
     check(cudaStreamEndCapture(d->stream, &graph), "recording");
     check(cudaGraphInstantiate(&r->graph, graph, 0), "recording");
@@ -284,7 +284,7 @@ static int cuda_replay(Device *d, const int *ids, int n, int64_t pos) {
     d->rest = r->rest;
     d->pictures = 0;
     d->all_logits = r->all_logits;
-    d->ranked = r->all_logits ? d->next->k : 0;
+    d->ranked = is_for_all(d) ? d->next->k : 0;
     check(cudaGraphLaunch(r->graph, d->stream), "a step");
     d->under_way = 1;
     for (int i = 0; i < d->cpu_experts; i++) serve(d, &d->w->layer[i]);
@@ -310,14 +310,21 @@ static void send_step(Device *d, const int *ids, int n, int64_t pos) {
     if (!d->recording) d->under_way = 1;
 }
 
+/* x [n][backbone or hidden] = the embeddings of this step's tokens. */
+static void launch_embed(Device *d, int n, float *x) {
+    const int cols = d->embed.cols;
+    const int blocks = n > STREAMED_TOKENS ? 1 : (cols + THREADS - 1) / THREADS;
+    GPU_LAUNCH(embed_kernel, dim3(n, blocks), dim3(THREADS), 0, d->stream, d->embed, d->ids, x,
+               sqrtf(cols), d->turns);
+    launched("embed");
+}
+
 static void cuda_embed(Device *d, const int *ids, int n, int64_t pos) {
     begin_step(d, n);
     if (!d->recording) cached_begin(&d->cached, d->stream, fetches(d));
     if (fetches(d)) begin_fetching(d);
     send_step(d, ids, n, pos);
-    GPU_LAUNCH(embed_kernel, dim3(n), dim3(THREADS), 0, d->stream, d->embed, d->ids, d->x[0],
-               sqrtf(d->c->hidden), d->turns);
-    launched("embed");
+    launch_embed(d, n, d->x[0]);
 }
 
 static void cuda_embed_soft(Device *d, int first, int count, const float *soft) {
@@ -726,7 +733,7 @@ static Residual last_x(Device *d, int token) {
     return r;
 }
 
-/* d->logits = the logits of tokens first … first + n - 1.  few: for one token, see head_kernel. */
+/* d->logits = the logits of tokens first … first + n - 1.  few: NULL, or see head_kernel. */
 static void launch_head(Device *d, int first, int n, const int *few) {
     const Config *c = d->c;
     Residual r = last_x(d, first);
@@ -735,8 +742,8 @@ static void launch_head(Device *d, int first, int n, const int *few) {
                d->logits);
     else if (has_few_head(d, n)) {
         const VectorTo to = {d->final_norm, d->few_head_y, 0}, none = {};
-        few_norms_of(d, r, n, ROW_PARTS, to, none, Router(), d->head);
-        STREAM(d, few_head_kernel, few_head_shared(d), d->head, d->few_head_y, n, c->softcap,
+        few_norms_of(d, r, n, ROW_PARTS, to, none, Router(), few ? Weight() : d->head);
+        STREAM(d, few_head_kernel, few_head_shared(d), d->head, d->few_head_y, n, c->softcap, few,
                d->logits);
     } else {
         norms_of(d, r, n, c->hidden, {d->final_norm, 1, 3, d->y_router}, {}, {});
@@ -747,11 +754,14 @@ static void launch_head(Device *d, int first, int n, const int *few) {
     launched("head");
 }
 
-/* Computes the logits of all of this step's tokens, if the step has more than one token and
- * d->logits has room for all; returns whether d->logits has them.  Whoever asks for one token's
- * logits may ask for the next token's, and so the head is read once for all. */
+/* Whether this step's logits are computed for all tokens at once: it has more than one, and
+ * d->logits has room for all.  Whoever asks for one token's logits may ask for the next token's,
+ * and so the head is read once for all. */
+static bool is_for_all(const Device *d) { return d->n > 1 && d->n <= d->n_logits; }
+
+/* Computes all logits of all of this step's tokens if is_for_all, which is returned. */
 static int head_of_all(Device *d) {
-    if (d->n == 1 || d->n > d->n_logits) return 0;
+    if (!is_for_all(d)) return 0;
     if (!d->all_logits) launch_head(d, 0, d->n, NULL);
     return d->all_logits = 1;
 }
@@ -763,30 +773,40 @@ static void launch_count(Device *d, int n, int k, const int *skip) {
     launched("count");
 }
 
-/* d->logits = one token's logits.  If the head is screened, only logits that can be among the k
- * largest are computed, perhaps; the others are -inf. */
-static void launch_logits(Device *d, int token, int k) {
-    const Config *c = d->c;
-    if (!d->screened) return launch_head(d, token, 1, NULL);
-    const size_t shared = 2 * (size_t)d->screen.cols;
-    const int per_sm = gpu_fits((const void *)screen_kernel, THREADS, shared, 2);
-    GPU_LAUNCH(screen_kernel, dim3(per_sm * d->stream_blocks), dim3(THREADS), shared, d->stream,
-               d->head, d->screen, last_x(d, token).x, d->final_norm, c->eps, c->softcap,
-               d->logits);
-    launched("screen");
-    launch_count(d, 1, k, &d->screen.habit->skip);         /* of the lower bounds */
-    int blocks = (tiles_of(c->vocab) + THREADS - 1) / THREADS;
-    GPU_LAUNCH(pick_kernel, dim3(blocks), dim3(THREADS), 0, d->stream, d->screen, c->vocab,
-               d->selection, d->logits);
-    launched("picking rows");
-    launch_head(d, token, 1, d->screen.few);
+/* As many blocks of a kernel that reads a copy of the head as fit, two on a multiprocessor at most. */
+static dim3 copy_blocks(const Device *d, const void *kernel, size_t shared) {
+    return dim3(gpu_fits(kernel, THREADS, shared, 2) * d->stream_blocks);
 }
 
-/* Launches everything between x and d->back, without waiting.  If head_of_all, back [n] becomes the
+/* Whether a screened head serves n tokens. */
+static bool is_screened(const Device *d, int n) {
+    return d->screened && (n == 1 || has_few_head(d, n));
+}
+
+/* d->logits = the logits of tokens first … first + n - 1, of a screened head: only logits that can
+ * be among the k largest are computed, perhaps; the others are -inf. */
+static void launch_screened(Device *d, int first, int n, int k) {
+    const Config *c = d->c;
+    const size_t planes = 2 * (size_t)n * plane_bytes(d->screen.cols);
+    GPU_LAUNCH(screen_kernel, copy_blocks(d, (const void *)screen_kernel, planes), dim3(THREADS),
+               planes, d->stream, d->head, d->screen, last_x(d, first).x, n, d->final_norm, c->eps,
+               c->softcap, d->logits);
+    launched("screen");
+    launch_count(d, n, k, &d->screen.habit->skip);         /* of the lower bounds */
+    int blocks = (tiles_of(c->vocab) + THREADS - 1) / THREADS;
+    GPU_LAUNCH(pick_kernel, dim3(blocks), dim3(THREADS), 0, d->stream, d->screen, c->vocab, n,
+               d->selection, d->logits);
+    launched("picking rows");
+    launch_head(d, first, n, d->screen.few);
+}
+
+/* Launches everything between x and d->back, without waiting.  If is_for_all, back [n] becomes the
  * k largest logits of each of this step's tokens; otherwise back[0] becomes those of `token`. */
 static void rank(Device *d, int token, int k) {
-    int all = head_of_all(d), n = all ? d->n : 1;
-    if (!all) launch_logits(d, token, k);
+    const int all = is_for_all(d), n = all ? d->n : 1;
+    const int first = all ? 0 : token;
+    if (!d->all_logits && is_screened(d, n)) launch_screened(d, first, n, k);
+    else if (!head_of_all(d)) launch_head(d, first, 1, NULL);
     launch_count(d, n, k, NULL);
     GPU_LAUNCH(collect_kernel, dim3(top_blocks(d), n), dim3(TOP_THREADS), 0, d->stream, d->logits,
                d->c->vocab, k, d->step, d->selection, d->top);
@@ -840,13 +860,12 @@ static void launch_hidden(Device *d, int token, float *h) {
 /* The drafter's h [backbone], behind the embedding in d->pair: combine reads both as one vector. */
 static float *draft_h(const Device *d) { return d->pair + d->c->backbone; }
 
-/* draft_h = post_projection of the drafter's own final norm. */
+/* draft_h = post_projection of the drafter's own final norm: as a head, without a cap. */
 static void launch_post(Device *d) {
-    launch_hidden(d, 0, d->h);
-    int cols = d->post.cols;
-    STREAM(d, row_kernel, row_shared(d, cols), d->post, (const uint16_t *)NULL, d->h,
-           row_columns(d, cols), draft_h(d), Weight());
+    STREAM(d, head_kernel, normed_shared(d), d->post, residual(d, 0), d->final_norm, 0.f,
+           (const int *)NULL, draft_h(d));
     launched("post_projection");
+    settled(d, 0);
 }
 
 static void cuda_draft_from(Device *d, int token, int id, int64_t pos, const float *given) {
@@ -861,19 +880,24 @@ static void cuda_draft_from(Device *d, int token, int id, int64_t pos, const flo
 static void cuda_combine(Device *d) {
     begin_step(d, 1);
     int cols = d->pre.cols;
-    GPU_LAUNCH(embed_kernel, dim3(1), dim3(THREADS), 0, d->stream, d->embed, d->ids, d->pair,
-               sqrtf(d->c->backbone), d->turns);
-    launched("embed");
+    launch_embed(d, 1, d->pair);
     STREAM(d, row_kernel, row_shared(d, cols), d->pre, (const uint16_t *)NULL, d->pair,
-           row_columns(d, cols), d->x[0], Weight());
+           row_columns(d, cols), d->x[0], d->layer[0].q);
     launched("pre_projection");
 }
 
 static void cuda_guess(Device *d) {
     launch_post(d);
-    launch_logits(d, 0, 1);
-    GPU_LAUNCH(best_kernel, dim3(top_blocks(d)), dim3(TOP_THREADS), 0, d->stream, d->logits,
-               d->c->vocab, d->selection, d->step, d->ids);
+    const size_t shared = d->draft_head.cols;
+    if (d->screened)
+        GPU_LAUNCH(draft_kernel, copy_blocks(d, (const void *)draft_kernel, shared), dim3(THREADS),
+                   shared, d->stream, d->draft_head, d->c->vocab, d->x[d->at], d->final_norm,
+                   d->c->hidden, d->selection, d->step, d->ids);
+    else {
+        launch_head(d, 0, 1, NULL);
+        GPU_LAUNCH(best_kernel, dim3(top_blocks(d)), dim3(TOP_THREADS), 0, d->stream, d->logits,
+                   d->c->vocab, d->selection, d->step, d->ids);
+    }
     launched("the draft");
 }
 

@@ -92,17 +92,24 @@ static void upload_layers_experts(Device *d, int i) {
     upload_fetched(d, i);
 }
 
-/* Hands out the head's int8 copy; without memory yet it only counts the bytes. */
-static void take_screen(Device *d, Arena *a) {
-    size_t rows = d->head.rows, cols = (d->head.cols + SCREEN_COLS - 1) / SCREEN_COLS * SCREEN_COLS;
+/* Hands out the head's copy; without memory yet it only counts the bytes. */
+static void take_copy(Device *d, Arena *a) {
+    const size_t each = d->c->backbone ? DRAFT_COLS : SCREEN_COLS, rows = d->head.rows;
+    const size_t cols = (d->head.cols + each - 1) / each * each;
     Screen *s = &d->screen;
+    if (d->c->backbone) {
+        d->draft_head.cols = (int)cols;
+        d->draft_head.q = (uint8_t *)take(a, rows * cols / 2);
+        d->draft_head.scale = (uint16_t *)take(a, rows * cols / 32 * 2);
+        return;
+    }
     s->cols = (int)cols;
     s->worth = d->forced ? INT_MAX : tiles_of((int)rows) / WORTH;
     s->q = (int8_t *)take(a, rows * cols);
     s->scale = (uint16_t *)take(a, rows * cols / 32 * 2);
     s->error = (float *)take(a, 4 * rows);
     s->norm = (float *)take(a, 4 * rows);
-    s->upper = (float *)take(a, 4 * rows);
+    s->upper = (float *)take(a, 4 * HEAD_TOKENS * rows);
     s->few = (int *)take(a, 4 * (1 + (size_t)tiles_of((int)rows)));
     s->habit = (Habit *)take(a, sizeof *s->habit);
 }
@@ -163,7 +170,7 @@ static void upload_all(Device *d) {
     float *turns[2] = {NULL, NULL};     /* RoPE's frequencies: all layers of a kind share them */
     for (int i = 0; i < c->n_layers; i++) upload_layer(d, i, turns);
     d->weights.from_file = d->weights.memory.used;
-    if (d->screened) take_screen(d, &d->weights.memory);
+    if (d->screened) take_copy(d, &d->weights.memory);
 }
 
 /* The largest arrays that attention may need, over all layers, kernels and steps of up to max_n
@@ -388,7 +395,8 @@ static int allow_shared(Device *d, Error *err) {
         NEEDED(norm_kernel, STREAM_THREADS, STATIC_SHARED, row),
         NEEDED(few_norm_kernel, STREAM_THREADS, STATIC_SHARED, row),
         NEEDED(hidden_kernel, THREADS, STATIC_SHARED, row),
-        NEEDED(screen_kernel, THREADS, STATIC_SHARED, row)};
+        NEEDED(screen_kernel, THREADS, STATIC_SHARED, row),
+        NEEDED(draft_kernel, THREADS, STATIC_SHARED, row)};
 #undef STREAMS
 #undef NEEDED
     for (const Needed &k : needed)
@@ -435,10 +443,10 @@ static void load_kernels(void) {
         check(cudaFuncGetAttributes(&loaded, kernel[i]), "loading a kernel");
 }
 
-/* Decides whether the head gets an int8 copy (d->screened): as GEMMA4_HEAD says; otherwise if the
- * session wants one (copy_head) and the head is such that a copy pays (d->copy_pays).  0, or -1
- * with err. */
-static int choose_head(Device *d, int copy_head, Error *err) {
+/* Decides whether the head gets a copy (d->screened): as GEMMA4_HEAD says; otherwise if the session
+ * wants one (copy_head) and the head is such that a copy pays (d->copy_pays).  A drafter's makes
+ * other drafts than the head, so an exact drafter has none.  0, or -1 with err. */
+static int choose_head(Device *d, const DeviceOptions *o, Error *err) {
     const char *how = getenv("GEMMA4_HEAD");
     const Weight *head = &d->w->head;
     const int whole = how && !strcmp(how, "whole");
@@ -449,8 +457,9 @@ static int choose_head(Device *d, int copy_head, Error *err) {
         return fail(err, "GEMMA4_HEAD=screened: the head is %s, must be BF16",
                     dtype_name[head->dtype]);
     const size_t bytes = (size_t)head->rows * row_bytes(*head);
-    d->copy_pays = !whole && head->dtype == DT_BF16 && bytes >= SCREEN_LEAST;
-    d->screened = d->forced || (copy_head && d->copy_pays);
+    d->copy_pays = !whole && head->dtype == DT_BF16 && bytes >= SCREEN_LEAST &&
+                   !(d->c->backbone && o->exact);
+    d->screened = d->forced || (o->copy_head && d->copy_pays);
     return 0;
 }
 
@@ -565,7 +574,7 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
     d->stream_blocks = n_sm;
     d->deep = d->shared_limit > 160 * 1024;
     d->every_kind = has_other_kinds(d);
-    int bad = e != cudaSuccess || choose_head(d, o->copy_head, err) || choose_switches(err) ||
+    int bad = e != cudaSuccess || choose_head(d, o, err) || choose_switches(err) ||
               choose_place(&d->weights, err) || choose_wgmma(d, err) ||
               (o->fp4_activations && !fp4_found(err));
     if (!bad && o->fp4_activations && o->exact)
@@ -604,7 +613,7 @@ static int cuda_memory(const Config *c, const Weights *w, const DeviceOptions *o
     const int tower_to_come = tower->n_layers && !(o->target && o->target->sight);
     m->pictures = tower_to_come ? sight_bytes(tower) : 0;
     Arena copy = {};
-    if (d->copy_pays && !d->screened) take_screen(d, &copy);
+    if (d->copy_pays && !d->screened) take_copy(d, &copy);
     m->head_copy = copy.used;
     m->expert_room = d->fetch.room[0].used + d->fetch.room[1].used;
     m->expert_slots = d->cached.slots.n_slots;
@@ -647,7 +656,11 @@ static Device *cuda_open(const Config *c, const Weights *w, const DeviceOptions 
     }
     /* Tickets and counts begin at zero. */
     check(cudaMemset(d->acts.base, 0, d->acts.used), "clearing memory");
-    if (d->screened) {
+    if (d->screened && c->backbone) {
+        GPU_LAUNCH(draft_copy_kernel, dim3(1024), dim3(THREADS), 0, d->stream, d->head,
+                   d->draft_head);
+        check(cudaGetLastError(), "head's copy");
+    } else if (d->screened) {
         check(cudaMemset(d->screen.habit, 0, sizeof *d->screen.habit), "clearing memory");
         GPU_LAUNCH(screen_copy_kernel, dim3(1024), dim3(THREADS), 0, d->stream, d->head, d->screen);
         check(cudaGetLastError(), "head's int8 copy");

@@ -44,20 +44,21 @@ typedef struct {
     const int64_t *pos;                 /* the position of the first token, in the GPU's memory */
 } Turns;
 
-/* x[t] [cols] = row ids[t] of the embedding * scale, and turns.turn of token t.  grid (tokens), any
- * number of threads.  Reads ids and turns.pos after ptx_grid_wait; the next kernel may read x and
- * the turns after its own. */
+/* x[t] [cols] = row ids[t] of the embedding * scale, and turns.turn of token t.  grid (tokens, any
+ * number of blocks that share a token's columns), any number of threads.  Reads ids and turns.pos
+ * after ptx_grid_wait; the next kernel may read x and the turns after its own. */
 __global__ static void embed_kernel(const __grid_constant__ Weight table, const int *ids, float *x,
                                     float scale, const __grid_constant__ Turns turns) {
     ptx_grid_wait();
     ptx_grid_launch_dependents();
     const int t = blockIdx.x;
-    for (int i = threadIdx.x; i < table.cols; i += blockDim.x)
+    const int first = blockIdx.y * blockDim.x + threadIdx.x, stride = gridDim.y * blockDim.x;
+    for (int i = first; i < table.cols; i += stride)
         x[(size_t)t * table.cols + i] = number_at(table, ids[t], i) * scale;
     const float at = (float)(*turns.pos + t);
     for (int kind = 0; kind < 2; kind++) {
         float2 *turn = turns.turn[kind] + (size_t)t * turns.half[kind];
-        for (int i = threadIdx.x; i < turns.half[kind]; i += blockDim.x) {
+        for (int i = first; i < turns.half[kind]; i += stride) {
             float angle = at * turns.inv_freq[kind][i];
             turn[i] = make_float2(cosf(angle), sinf(angle));
         }

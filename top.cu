@@ -2,7 +2,8 @@
  *
  * A number becomes a key, an integer of the same order (key_of).  count_kernel counts the keys in
  * bins and finds the bin of the k-th largest; collect_kernel lists the keys from that bin on and
- * sorts this short list.  best_kernel finds the largest one alone, for a drafter. */
+ * sorts this short list.  best_kernel finds the largest one alone, for a drafter (draft_kernel in
+ * head.cu does so without a list of all logits). */
 #ifndef TOP_CU
 #define TOP_CU
 
@@ -164,25 +165,38 @@ __global__ static void __launch_bounds__(TOP_THREADS)
     }
 }
 
-/* The index of the largest of value [n], of equal ones the first, becomes *token, the next step's
- * token, and the Step's next draft.  grid (blocks), TOP_THREADS threads. */
-__global__ static void __launch_bounds__(TOP_THREADS)
-    best_kernel(const float *value, int n, Selection *s, Step *step, int *token) {
+/* A logit and its index, as a number: the largest one is that of the largest logit, of equal ones
+ * of the first. */
+__device__ static inline unsigned long long candidate(float logit, int i) {
+    return (unsigned long long)key_of(logit) << 32 | ~(uint32_t)i;
+}
+
+/* The index in the largest of all threads' candidates, in the whole grid, becomes *token, the next
+ * step's token, and the Step's next draft. */
+__device__ static inline void give_draft(unsigned long long best, Selection *s, Step *step,
+                                         int *token) {
     SHARED(unsigned long long, of_warp, [TOP_THREADS / 32]);
-    ptx_grid_wait();
-    ptx_grid_launch_dependents();
-    unsigned long long best = 0;        /* the key, then the index with all bits turned */
-    for (int i = blockIdx.x * TOP_THREADS + threadIdx.x; i < n; i += gridDim.x * TOP_THREADS)
-        best = max(best, (unsigned long long)key_of(value[i]) << 32 | ~(uint32_t)i);
     for (int other = 16; other; other /= 2)
         best = max(best, __shfl_xor_sync(0xffffffffu, best, other));
     if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = best;
     __syncthreads();
-    for (int w = 0; threadIdx.x == 0 && w < TOP_THREADS / 32; w++) best = max(best, of_warp[w]);
+    for (unsigned w = 0; threadIdx.x == 0 && w < blockDim.x / 32; w++)
+        best = max(best, of_warp[w]);
     if (threadIdx.x == 0) atomicMax(&s->best, best);
     if (!last_block(&s->ticket) || threadIdx.x) return;
     *token = step->draft[step->n_drafts++] = (int)~(uint32_t)__ldcg(&s->best);
     s->best = 0;
+}
+
+/* The draft is the largest of value [n].  grid (blocks), TOP_THREADS threads. */
+__global__ static void __launch_bounds__(TOP_THREADS)
+    best_kernel(const float *value, int n, Selection *s, Step *step, int *token) {
+    ptx_grid_wait();
+    ptx_grid_launch_dependents();
+    unsigned long long best = 0;
+    for (int i = blockIdx.x * TOP_THREADS + threadIdx.x; i < n; i += gridDim.x * TOP_THREADS)
+        best = max(best, candidate(value[i], i));
+    give_draft(best, s, step, token);
 }
 
 #endif

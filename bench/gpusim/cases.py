@@ -133,6 +133,7 @@ class Model:
     def __init__(self, layout, types, gpu, context):
         self.t, self.gpu, self.context, self.of_attend, self.of_experts = types, gpu, context, {}, []
         self.dense, self.mlp, self.expert = LAYOUTS[layout]         # dense: of attention
+        self.hidden, self.inner = HIDDEN, INNER
         self.every_kind = not {self.dense, self.mlp, self.expert} <= {BF16, NVFP4}
         self.tokens, self.wgmma, self.fp4_activations = 1, False, False      # hopper.cu or fp4.cu multiplies more than 16 tokens
         self.limit = gpu['shared_limit'] - 1024
@@ -158,16 +159,17 @@ class Model:
         """A layer; `read` names the matrices that the launch reads once; `used`: so many experts of them."""
         hd, kv = (512, 2) if kind == 'global' else (256, 8)
         w = lambda name, rows, cols, t=self.dense: self.weight(m, t, rows, cols, name in read)
-        l = self.Layer(head_dim=hd, n_kv_heads=kv, layer_scalar=1, k_scale=1, v_scale=1, q=w('q', HEADS * hd, HIDDEN), k=w('k', kv * hd, HIDDEN),
-                       o=w('o', HIDDEN, HEADS * hd), gate=w('gate', INNER, HIDDEN, self.mlp), up=w('up', INNER, HIDDEN, self.mlp), down=w('down', HIDDEN, INNER, self.mlp),
-                       router=w('router', EXPERTS, HIDDEN, BF16), inv_freq=m.cold(2 * hd))
+        l = self.Layer(head_dim=hd, n_kv_heads=kv, layer_scalar=1, k_scale=1, v_scale=1, q=w('q', HEADS * hd, self.hidden), k=w('k', kv * hd, self.hidden),
+                       o=w('o', self.hidden, HEADS * hd), gate=w('gate', self.inner, self.hidden, self.mlp), up=w('up', self.inner, self.hidden, self.mlp), down=w('down', self.hidden, self.inner, self.mlp),
+                       router=w('router', EXPERTS, self.hidden, BF16), inv_freq=m.cold(2 * hd))
         setattr(l, 'global', int(kind == 'global'))
-        if kind == 'sliding': l.v = w('v', kv * hd, HIDDEN)
+        if self.hidden != HIDDEN: l.k = self.Weight()        # a drafter's layer: keys and values are those of its target
+        elif kind == 'sliding': l.v = w('v', kv * hd, self.hidden)
         for n in ('input_norm', 'post_attention_norm', 'pre_mlp_norm', 'post_mlp_norm', 'pre_experts_norm', 'post_experts_norm', 'post_ffn_norm', 'router_scale'):
-            setattr(l, n, m.cold(4 * HIDDEN))
+            setattr(l, n, m.cold(4 * self.hidden))
         l.q_norm, l.k_norm, l.per_expert_scale = m.cold(4 * hd), m.cold(4 * hd), m.cold(4 * EXPERTS)
-        l.expert_gate, l.expert_up = (self.experts(m, SIZE, HIDDEN, n in read, used) for n in ('expert_gate', 'expert_up'))
-        l.expert_down = self.experts(m, HIDDEN, SIZE, 'expert_down' in read, used)
+        l.expert_gate, l.expert_up = (self.experts(m, SIZE, self.hidden, n in read, used) for n in ('expert_gate', 'expert_up'))
+        l.expert_down = self.experts(m, self.hidden, SIZE, 'expert_down' in read, used)
         return l
 
     def experts(self, m, rows, cols, read, used=TOP):
@@ -180,10 +182,10 @@ class Model:
 
     def residual(self, m, l, end, place=None, n=1):
         """end: of attention, or of a layer.  place: None, b is summed; b'', it is apart; or where its rows are."""
-        v = lambda: m.warm(4 * n * HIDDEN)
+        v = lambda: m.warm(4 * n * self.hidden)
         r = self.Residual(x=v(), to=v(), a=v(), eps=EPS, scalar=1, top_k=TOP, norm=l.post_attention_norm if end == 'attention' else l.post_ffn_norm)
         if end == 'layer':
-            r.b, r.norm_a, r.norm_b = m.warm(4 * n * HIDDEN * (1 if place is None else TOP)), l.post_mlp_norm, l.post_experts_norm
+            r.b, r.norm_a, r.norm_b = m.warm(4 * n * self.hidden * (1 if place is None else TOP)), l.post_mlp_norm, l.post_experts_norm
             if place is not None: r.weight = m.warm(4 * n * TOP)
             if place: r.place = m.real(place)
         return r
@@ -247,15 +249,17 @@ class Model:
     def brings(self, m, w, n=AHEAD): m.brings(m.ahead_of(w, self.gpu['sms'], n))
     def share(self, n, rows): return 4 * n * (rows // self.gpu['sms'] + 1)
 
+    def embed(self, m, table, s):
+        turns = self.Turns(pos=m.zeros(8))
+        for kind, half in enumerate((128, 256)):
+            turns.inv_freq[kind], turns.turn[kind], turns.half[kind] = m.cold(4 * half), m.warm(8 * half), half
+        return Launch('embed', '12embed_kernel', (1, ceil(table.cols, THREADS)), THREADS, 0, [('Weight', table), ('pointer', m.zeros(4)), ('pointer', m.warm(4 * table.cols)), ('float', 53), ('Turns', turns)], m, **{s: 1})
+
     def decode(self):
         out, s = [], 'decode'
         def add(name, kernel, shared, arguments, m, per): out.append(self.stream(name, kernel, shared, arguments, m, **{s: per}))
         m = Memory()
-        turns = self.Turns(pos=m.zeros(8))
-        for kind, half in enumerate((128, 256)):
-            turns.inv_freq[kind], turns.turn[kind], turns.half[kind] = m.cold(4 * half), m.warm(8 * half), half
-        out.append(Launch('embed', '12embed_kernel', (1,), THREADS, 0, [('Weight', self.weight(m, BF16 if self.every_kind else self.dense, VOCAB, HIDDEN)), ('pointer', m.zeros(4)), ('pointer', m.warm(4 * HIDDEN)), ('float', 53),
-                   ('Turns', turns)], m, **{s: 1}))
+        out.append(self.embed(m, self.weight(m, BF16 if self.every_kind else self.dense, VOCAB, HIDDEN), s))
         for kind, n in LAYERS.items():
             hd, kv = (512, 2) if kind == 'global' else (256, 8)
             m = Memory(); l = self.layer(m, kind, 'q', 'k', 'v')
@@ -286,57 +290,91 @@ class Model:
         out += self.head(s, 1)
         return out
 
-    def screened(self, tiles):
-        """What a screened head does after the last layer of a token, with so many tiles of eight
+    def screened(self, tiles, n, s):
+        """What a screened head does after the last layer, for n tokens, with so many tiles of eight
         rows that are not ruled out; -1: in a step that takes the whole head instead."""
-        out, s, m = [], 'screened', Memory()
+        out, m = [], Memory()
         cols, skip = ceil(HIDDEN, 256) * 256, tiles < 0
         chosen = sorted(random.Random(2).sample(range(VOCAB // 8), max(tiles, 0)))
         few = struct.pack('<%di' % (1 + len(chosen)), tiles, *chosen)
         must = m.cold if skip else m.must
         screen = self.Screen(
             cols=cols, q=must(VOCAB * cols), scale=must(VOCAB * cols // 16), error=must(4 * VOCAB),
-            norm=must(4 * VOCAB), upper=m.warm(4 * VOCAB), few=m.real(few + bytes(4 * VOCAB // 8)),
+            norm=must(4 * VOCAB), upper=m.warm(4 * n * VOCAB), few=m.real(few + bytes(4 * VOCAB // 8)),
             habit=m.real(struct.pack('<ii', skip, 0)), worth=VOCAB // 8)
-        w, x, norm = self.weight(m, BF16, VOCAB, HIDDEN), m.warm(4 * HIDDEN), m.cold(4 * HIDDEN)
-        logits = m.warm(4 * VOCAB)
-        out.append(Launch('screen', '13screen_kernel', (2 * self.gpu['sms'],), THREADS, 2 * cols, [
-            ('Weight', w), ('Screen', screen), ('pointer', x), ('pointer', norm), ('float', EPS),
+        w, x, norm = self.weight(m, BF16, VOCAB, HIDDEN), m.warm(4 * n * HIDDEN), m.cold(4 * HIDDEN)
+        logits = m.warm(4 * n * VOCAB)
+        out.append(Launch('screen', '13screen_kernel', (2 * self.gpu['sms'],), THREADS, 2 * n * (cols + 64), [
+            ('Weight', w), ('Screen', screen), ('pointer', x), ('int', n), ('pointer', norm), ('float', EPS),
             ('float', 30), ('pointer', logits)], m, sample=3, **{s: 1}))
-        head, count, collect = self.head(s, 1)
+        *head, count, collect = self.head(s, n, few=few)
         m = Memory()
-        screen.upper, screen.few = m.warm(4 * VOCAB), m.zeros(4 + VOCAB // 2)
+        screen.upper, screen.few = m.warm(4 * n * VOCAB), m.zeros(4 + VOCAB // 2)
         screen.habit = m.real(struct.pack('<ii', skip, 0))
         out.append(Launch('pick', '11pick_kernel', (ceil(VOCAB // 8, THREADS),), THREADS, 0, [
-            ('Screen', screen), ('int', VOCAB), ('pointer', m.zeros(10 ** 5)),
-            ('pointer', m.warm(4 * VOCAB))], m, **{s: 1}))
-        m = Memory()
-        w = self.weight(m, BF16, VOCAB, HIDDEN, 1 if skip else tiles * 8 / VOCAB)
-        r = self.residual(m, self.layer(m, 'sliding'), 'layer')
-        out.append(self.stream('head of few', '11head_kernel', vector_bytes(HIDDEN), [
-            ('Weight', w), ('Residual', r), ('pointer', m.cold(4 * HIDDEN)), ('float', 30),
-            ('pointer', m.real(few)), ('pointer', m.warm(4 * VOCAB))], m, **{s: 1}))
-        out[-1].sample = 10 ** 6 if 0 <= tiles < 2000 else 3
+            ('Screen', screen), ('int', VOCAB), ('int', n), ('pointer', m.zeros(10 ** 5 * n)),
+            ('pointer', m.warm(4 * n * VOCAB))], m, **{s: 1}))
+        head[-1].sample = 10 ** 6 if 0 <= tiles < 2000 else 3
         count.per[s] = 1 if skip else 2         # the first one ends at once where steps are skipped
-        return out + [count, collect]
+        return out + head + [count, collect]
 
-    def head(self, s, n, per=1):
-        """Logits of n tokens (one: with its norm in it), and which are the largest."""
+    def draft(self):
+        """A draft of the drafter: four layers that attend to their target's keys, and a head of their own, all in BF16."""
+        out, target, s = [], self.hidden, 'draft'
+        self.hidden, self.inner = 1024, 8192
+        def add(name, kernel, shared, arguments, m, per=1): out.append(self.stream(name, kernel, shared, arguments, m, **{s: per}))
+        def rows(name, w, m, per=1, next=self.Weight(), vector=0):
+            add(name, '10row_kernel', vector_bytes(w.cols), [('Weight', w), ('pointer', vector), ('pointer', m.warm(4 * w.cols)), ('int', 65536), ('pointer', m.warm(4 * w.rows)), ('Weight', next)], m, per)
+        m = Memory()
+        out.append(self.embed(m, self.weight(m, self.dense, VOCAB, target), s))
+        m = Memory()
+        rows('pre_projection', self.weight(m, BF16, self.hidden, 2 * target, 1), m)
+        for kind, n in (('sliding', 3), ('global', 1)):
+            hd = 512 if kind == 'global' else 256
+            m = Memory(); l = self.layer(m, kind, 'q')
+            self.has(m, l.q)
+            add('q ' + kind, '10qkv_kernel', vector_bytes(self.hidden), [('Layer', l), ('Residual', self.residual(m, l, 'attention')), ('pointer', m.warm(4 * HEADS * hd))], m, n)
+            out += self.attend(kind, 1, s, n)
+            m = Memory(); l = self.layer(m, kind, 'o')
+            self.has_many(m, l.o, self.of_attend[kind]); self.brings(m, l.gate)
+            rows('o ' + kind, l.o, m, n, l.gate, m.warm(vector_bytes(HEADS * hd)))
+            m = Memory(); l = self.layer(m, kind, 'gate', 'up')
+            self.has(m, l.gate); self.brings(m, l.down, AHEAD_OF_DOWN)
+            add('mlp ' + kind, '15mlp_rows_kernel', vector_bytes(self.hidden) + self.share(2, self.inner), [('Layer', l), ('Residual', self.residual(m, l, 'attention')),
+                ('int', 0), ('pointer', m.warm(vector_bytes(self.inner))), ('pointer', m.warm(4))], m, n)
+            m = Memory(); l = self.layer(m, kind, 'down')
+            self.has(m, l.down, AHEAD_OF_DOWN)
+            next = l.q if kind == 'sliding' else self.Weight()
+            if kind == 'sliding': self.brings(m, next)
+            rows('down ' + kind, l.down, m, n, next, m.warm(vector_bytes(self.inner)))
+        m = Memory()
+        post = self.weight(m, BF16, target, self.hidden, 1)
+        add('post_projection', '11head_kernel', vector_bytes(self.hidden), [('Weight', post), ('Residual', self.residual(m, self.layer(m, 'sliding'), 'attention')), ('pointer', m.cold(4 * self.hidden)),
+            ('float', 0), ('pointer', 0), ('pointer', m.warm(4 * target))], m)
+        m = Memory(); cols = ceil(self.hidden, 1024) * 1024
+        head = self.DraftHead(cols=cols, q=m.must(VOCAB * cols // 2), scale=m.must(VOCAB * cols // 16))
+        out.append(Launch('head', '12draft_kernel', (2 * self.gpu['sms'],), THREADS, cols, [('DraftHead', head), ('int', VOCAB), ('pointer', m.warm(4 * self.hidden)), ('pointer', m.cold(4 * self.hidden)), ('int', self.hidden),
+                   ('pointer', m.zeros(4 * 8192 + 24 + 8 * 4096)), ('pointer', m.zeros(96)), ('pointer', m.zeros(4))], m, sample=3, **{s: 1}))
+        return out
+
+    def head(self, s, n, per=1, few=b''):
+        """Logits of n tokens (one: with its norm in it), and which are the largest.  few: how many tiles of eight rows are left, and which."""
         out, m = [], Memory()
-        w, r = self.weight(m, BF16, VOCAB, HIDDEN, 1), self.residual(m, self.layer(m, 'sliding'), 'layer')
+        left = struct.unpack_from('<i', few)[0] if few else -1
+        w, r = self.weight(m, BF16, VOCAB, HIDDEN, left * 8 / VOCAB if left >= 0 else 1), self.residual(m, self.layer(m, 'sliding'), 'layer')
         if n == 1:
             out.append(self.stream('head', '11head_kernel', vector_bytes(HIDDEN), [('Weight', w), ('Residual', r), ('pointer', m.cold(4 * HIDDEN)), ('float', 30),
-                       ('pointer', 0), ('pointer', m.warm(4 * VOCAB))], m, **{s: per}))
+                       ('pointer', m.real(few) if few else 0), ('pointer', m.warm(4 * VOCAB))], m, **{s: per}))
             out[-1].sample = 3
         elif n <= 4 and vector_bytes(HIDDEN, 12) <= self.limit + 1024 - 5120 - self.ring:       # has_few_head
             y = m.warm(vector_bytes(HIDDEN, 12))
             shares = self.gpu['sms'] // n
-            self.has_many(m, w, n * shares)
-            out.append(self.stream('head of %d' % n, '15few_head_kernel', vector_bytes(HIDDEN, 12), [('Weight', w), ('pointer', y), ('int', n), ('float', 30), ('pointer', m.warm(4 * n * VOCAB))], m, **{s: per}))
+            if not few: self.has_many(m, w, n * shares)
+            out.append(self.stream('head of %d' % n, '15few_head_kernel', vector_bytes(HIDDEN, 12), [('Weight', w), ('pointer', y), ('int', n), ('float', 30), ('pointer', m.real(few) if few else 0), ('pointer', m.warm(4 * n * VOCAB))], m, **{s: per}))
             out[-1].sample = 3
             m = Memory(); l = self.layer(m, 'sliding')
-            to, next = self.VectorTo(norm=m.cold(4 * HIDDEN), to=m.warm(vector_bytes(HIDDEN, 12))), self.weight(m, BF16, VOCAB, HIDDEN)
-            m.brings(m.ahead_of(next, n * shares, self.ahead // (n * shares)))
+            to, next = self.VectorTo(norm=m.cold(4 * HIDDEN), to=m.warm(vector_bytes(HIDDEN, 12))), self.Weight() if few else self.weight(m, BF16, VOCAB, HIDDEN)
+            if not few: m.brings(m.ahead_of(next, n * shares, self.ahead // (n * shares)))
             out.insert(0, Launch('norm before head', '15few_norm_kernel8', (n, shares), 32 * STREAM_WARPS, 4 * HIDDEN, [('Residual', self.residual(m, l, 'attention', b'', n)), ('int', HIDDEN), ('int', 3),
                        ('VectorTo', to), ('VectorTo', self.VectorTo()), ('Router', self.Router()), ('Weight', next), ('int', self.ahead // (n * shares))], m, sample=10 ** 6, **{s: per}))
         else:

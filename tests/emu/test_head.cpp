@@ -1,6 +1,7 @@
 /* test_head.cpp - the head on the GPU, emulated: all logits are those of plain.c; the largest are
  * those of all logits, screened or not; the bounds of the int8 copy hold, and rule out what
- * they can; where they rule out too little, the whole head takes over.
+ * they can; where they rule out too little, the whole head takes over.  A drafter's copy in four
+ * bits, and the drafts from it.
  *
  * The model is a head and an embedding without layers. */
 #define SCREEN_LEAST 1
@@ -47,7 +48,7 @@ struct Model {
     Weights w = {};
     std::vector<uint16_t> head, embed;
     std::vector<float> norm, full;
-    Device *d = NULL;
+    Device *d = NULL, *target = NULL;           /* target: of a drafter */
 
     Model(Kind kind, int vocab, int hidden, float softcap) : head((size_t)vocab * hidden), embed(2 * hidden), norm(hidden), full(vocab) {
         c.hidden = hidden, c.vocab = vocab, c.eps = 1e-6f, c.softcap = softcap;
@@ -77,6 +78,7 @@ struct Model {
     void open_as(const char *how, int copy_head) {
         Error err;
         DeviceOptions o = options(copy_head);
+        o.target = target;
         cuda_close(d);
         setenv("GEMMA4_HEAD", how, 1);
         d = cuda_ops.open(&c, &w, &o, &err);
@@ -140,7 +142,7 @@ static std::vector<float> get(const float *device, int n) {
 /* Every row's bounds; where the worst case was made, that they are no wider than it is. */
 static void check_bounds(Model &m, Kind kind) {
     Device *d = m.d;
-    GPU_LAUNCH(screen_kernel, dim3(3), dim3(THREADS), 2 * d->screen.cols, d->stream, d->head, d->screen, d->x[0] + m.c.hidden, d->final_norm, m.c.eps,
+    GPU_LAUNCH(screen_kernel, dim3(3), dim3(THREADS), 2 * plane_bytes(d->screen.cols), d->stream, d->head, d->screen, d->x[0] + m.c.hidden, 1, d->final_norm, m.c.eps,
                m.c.softcap, d->logits);
     check(cudaStreamSynchronize(d->stream), "screen");
     std::vector<float> lower = get(d->logits, m.c.vocab), upper = get(d->screen.upper, m.c.vocab), error = get(d->screen.error, m.c.vocab);
@@ -275,7 +277,7 @@ static void test_recorded(void **) {
         cudaGraph_t graph;
         cudaGraphExec_t recorded;
         check(cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeRelaxed), "recording");
-        launch_logits(d, 1, 1);
+        launch_screened(d, 1, 1, 1);
         GPU_LAUNCH(best_kernel, dim3(top_blocks(d)), dim3(TOP_THREADS), 0, d->stream, d->logits,
                    m.c.vocab, d->selection, d->step, d->ids);
         check(cudaStreamEndCapture(d->stream, &graph), "recording");
@@ -291,6 +293,66 @@ static void test_recorded(void **) {
         check(cudaGraphExecDestroy(recorded), "recording");
         check(cudaGraphDestroy(graph), "recording");
     }
+}
+
+/* The logits of token 1 by the drafter's copy, which is checked too: no weight is off by more than half a step, or a whole one next to
+ * the eighth on the other side. */
+static std::vector<double> draft_logits(const Model &m) {
+    const Device *d = m.d;
+    const int hidden = m.c.hidden, cols = d->draft_head.cols, blocks = cols / 32;
+    std::vector<uint8_t> q((size_t)m.c.vocab * cols / 2);
+    std::vector<uint16_t> scales((size_t)m.c.vocab * blocks);
+    check(cudaMemcpy(q.data(), d->draft_head.q, q.size(), cudaMemcpyDeviceToHost), "reading");
+    check(cudaMemcpy(scales.data(), d->draft_head.scale, 2 * scales.size(), cudaMemcpyDeviceToHost), "reading");
+    std::vector<float> y = get(d->x[0] + hidden, hidden);
+    float most = 0;
+    for (int i = 0; i < hidden; i++) y[i] *= m.norm[i], most = fmaxf(most, fabsf(y[i]));
+    std::vector<double> logits(m.c.vocab);
+    for (int r = 0; r < m.c.vocab; r++)
+        for (int i = 0; i < hidden; i++) {
+            const size_t block = (size_t)r * blocks + i / 32;
+            const int b = block % 32, byte = q[16 * block + i % 16], nibble = i % 32 < 16 ? byte & 15 : byte >> 4;
+            const float scale = bf16_to_float(scales[block / 32 * 32 + b % 4 * 8 + b / 4]), w = bf16_to_float(m.head[(size_t)r * hidden + i]);
+            const int is = nibble < 8 ? nibble : nibble - 16;
+            assert_true(fabsf(w - scale * is) <= (is == 7 ? 1.01f : 0.51f) * fabsf(scale));
+            logits[r] += scale * is * rintf(y[i] * (127 / most));
+        }
+    return logits;
+}
+
+/* A draft is the largest logit by the copy, of equal ones the first. */
+static void test_draft(void **) {
+    static const struct { int vocab, hidden; } shape[] = {{519, 80}, {37, 77}, {519, 1024}, {2051, 1100}};
+    int as_exact = 0;
+    for (auto &s : shape)
+        for (Kind kind : {RANDOM, TIES, SATURATED, BROKEN}) {
+            Model target(RANDOM, 37, s.hidden, 0), m(kind, s.vocab, s.hidden, 0);
+            target.open(0);
+            m.c.backbone = s.hidden;
+            m.target = target.d;
+            m.open(1);
+            Device *d = m.d;
+            cuda_ops.head(d, 1, 1, m.full.data());
+            Step step = {0, 0, 1, {7}};
+            check(cudaMemcpy(d->step, &step, sizeof step, cudaMemcpyHostToDevice), "writing");
+            GPU_LAUNCH(draft_kernel, dim3(3), dim3(THREADS), d->draft_head.cols, d->stream, d->draft_head, m.c.vocab, d->x[0] + s.hidden,
+                       d->final_norm, s.hidden, d->selection, d->step, d->ids);
+            check(cudaStreamSynchronize(d->stream), "waiting");
+            check(cudaMemcpy(&step, d->step, sizeof step, cudaMemcpyDeviceToHost), "reading");
+            const int draft = step.draft[1];
+            int id, best;
+            check(cudaMemcpy(&id, d->ids, sizeof id, cudaMemcpyDeviceToHost), "reading");
+            assert_true(step.n_drafts == 2 && step.draft[0] == 7 && id == draft && draft >= 0 && draft < s.vocab);
+            if (kind == BROKEN) continue;
+            const std::vector<double> logits = draft_logits(m);
+            double largest = 0;
+            for (double l : logits) largest = fmax(largest, l);
+            assert_true(logits[draft] >= largest * (1 - 1e-5) && (kind != TIES || draft < 23));
+            top_logits(m.full.data(), s.vocab, 1, &best);
+            as_exact += draft == best;
+        }
+    print_message("%d of 12 drafts are those of the head itself\n", as_exact);
+    assert_true(as_exact >= 9);
 }
 
 /* A NaN in x reaches every logit: nothing is ruled out, nothing hangs, and the lowest ids are the answer. */
@@ -343,6 +405,38 @@ static void test_few(void **) {
     unsetenv("EMU_CC");
 }
 
+/* The largest logits of a few tokens, screened, are those of all of their logits. */
+static void test_few_screened(void **) {
+    static const struct { int vocab, hidden; } shape[] = {{519, 2816}, {4099, 80}};
+    setenv("EMU_CC", "9.0", 1);
+    for (auto &s : shape)
+        for (Kind kind : {RANDOM, TIES, EQUAL, BROKEN})
+            for (int n = 2; n <= HEAD_TOKENS; n++) {
+                const int k = n == 3 ? 1 : 64, ids[HEAD_TOKENS] = {};
+                Model m(kind, s.vocab, s.hidden, n % 2 ? 30 : 0);
+                std::vector<float> x(n * s.hidden), logits(n * k);
+                std::vector<int> top(n * k), count(n), want(s.vocab);
+                for (auto &v : x) v = bell();
+                m.open(1);
+                assert_true(is_screened(m.d, n) && !is_screened(m.d, HEAD_TOKENS + 1));
+                cuda_ops.embed(m.d, ids, n, 0);
+                check(cudaMemcpy(m.d->x[m.d->at], x.data(), 4 * x.size(), cudaMemcpyHostToDevice), "writing");
+                for (int t = 0; t < n; t++) count[t] = cuda_ops.top(m.d, t, k, &top[t * k], &logits[t * k]);
+                assert_false(m.d->all_logits);
+                assert_true(kind != RANDOM || s.hidden < 2816 || k > 1 || tiles_left(m) < tiles_of(s.vocab));
+                for (int t = 0; t < n; t++) {
+                    cuda_ops.head(m.d, t, 1, m.full.data());
+                    top_logits(m.full.data(), s.vocab, k, want.data());
+                    if (count[t] < 0) assert_true(kind == EQUAL && s.vocab > LISTED);
+                    for (int i = 0; i < count[t]; i++) {
+                        assert_int_equal(top[t * k + i], want[i]);
+                        assert_true(logits[t * k + i] == of_key(key_of(m.full[want[i]])));
+                    }
+                }
+            }
+    unsetenv("EMU_CC");
+}
+
 /* A head in float32 is not screened; what else the variable may say is refused. */
 static void test_refused(void **) {
     Model m(RANDOM, 37, 16, 30);
@@ -372,9 +466,11 @@ int main() {
         cmocka_unit_test(test_screen_rules_out),
         cmocka_unit_test(test_whole_head_takes_over),
         cmocka_unit_test(test_recorded),
+        cmocka_unit_test(test_draft),
         cmocka_unit_test(test_nan),
         cmocka_unit_test(test_wide),
         cmocka_unit_test(test_few),
+        cmocka_unit_test(test_few_screened),
         cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
