@@ -607,6 +607,15 @@ typedef struct {
     float4 o;
 } Partial;
 
+/* Elements i … i + 3 of the partial result [rows][dim] at `from` (store_rows), which are in row
+ * `row`.  __ldcg reads past the L1 cache, which may hold old bytes, as other blocks have written
+ * these. */
+__device__ static inline Partial load_partial(const float *from, int rows, int dim, int row,
+                                              int i) {
+    const float2 end = __ldcg((const float2 *)(from + rows * dim) + row);
+    return {end.x, end.y, __ldcg((const float4 *)(from + i))};
+}
+
 /* N partial results as one, added up in their order. */
 template <int N> __device__ static inline Partial joined(const Partial p[N]) {
     Partial all = {-INFINITY, 0, make_float4(0, 0, 0, 0)};
@@ -625,25 +634,20 @@ template <int N> __device__ static inline Partial joined(const Partial p[N]) {
     return all;
 }
 
-/* Joins elements i … i + 3, which are in row `row`, of partial results [rows][dim] (store_rows): of
- * numbers first, first + step, first + 2 step … below `end`, AT_ONCE of them at once.  They begin
- * `apart` floats apart from `partial` on, all of them within 2^32 floats.  __ldcg reads past the L1
- * cache, which may hold old bytes, as other blocks have written these. */
+/* Joins partial results first, first + step, first + 2 step … below `end`, AT_ONCE of them at once.
+ * They begin `apart` floats apart from `partial` on; the others as in load_partial. */
 template <int AT_ONCE>
-__device__ static inline Partial join_every(const float *partial, unsigned apart, int first,
-                                            int step, int end, int rows, int dim, int row, int i) {
-    const float *o = partial + i, *ends = partial + rows * dim + 2 * row;
+__device__ static inline Partial join_every(const float *partial, size_t apart, int first, int step,
+                                            int end, int rows, int dim, int row, int i) {
     Partial all = {-INFINITY, 0, make_float4(0, 0, 0, 0)};
     for (int k = first; k < end; k += step * AT_ONCE) {
         Partial p[1 + AT_ONCE];
         p[0] = all;
 #pragma unroll
         for (int j = 0; j < AT_ONCE; j++) {
-            const unsigned at = (k + j * step) * apart;
+            const int at = k + j * step;
             p[1 + j].max = -INFINITY;
-            if (k + j * step >= end) continue;
-            const float2 max_sum = __ldcg((const float2 *)(ends + at));
-            p[1 + j] = {max_sum.x, max_sum.y, __ldcg((const float4 *)(o + at))};
+            if (at < end) p[1 + j] = load_partial(partial + at * apart, rows, dim, row, i);
         }
         all = joined<1 + AT_ONCE>(p);
     }
