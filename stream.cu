@@ -234,18 +234,18 @@ __device__ static inline void put_global(uint16_t *to, int stride, int c, float 
     put_parts(to + place_of(c, packed), stride, parts, v);
 }
 
-/* Writes columns c … c + 3 of such a vector; c is a multiple of 4. */
+/* Writes columns c … c + 3 of such a vector. */
 __device__ static inline void put4_global(uint16_t *to, int stride, int c, float4 v, int packed,
                                           int parts) {
-    const int step = packed ? 2 : 1;    /* see Vector */
-    to += place_of(c, packed);
+    const int place[4] = {place_of(c, packed), place_of(c + 1, packed), place_of(c + 2, packed),
+                          place_of(c + 3, packed)};
 #pragma unroll
     for (int p = 0; p < parts; p++, to += stride) {
         uint32_t a = take_bf16(v.x, v.y), b = take_bf16(v.z, v.w);
-        to[0] = (uint16_t)a;
-        to[step] = (uint16_t)(a >> 16);
-        to[2 * step] = (uint16_t)b;
-        to[3 * step] = (uint16_t)(b >> 16);
+        to[place[0]] = (uint16_t)a;
+        to[place[1]] = (uint16_t)(a >> 16);
+        to[place[2]] = (uint16_t)b;
+        to[place[3]] = (uint16_t)(b >> 16);
     }
 }
 
