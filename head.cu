@@ -137,7 +137,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 1)
         __syncthreads();
         Feed feed = begin_stream<DEPTH>(shared, strip, n, false, true);
         if (base == share.from)
-            settle_and_norm(r, head.cols, y, normed, red, (float *)behind(y), [](int) {});
+            settle_and_norm(r, head.cols, y, normed, red, (float *)behind(y), [] {});
         __syncthreads();
         auto done = [&](int i, int row, float sum) {
             logits[first_row(share, base + i, head) + row] = soft_cap(sum, softcap);

@@ -44,7 +44,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     if (DEPTH > EVERY_KIND) prefetch_norms(r, hidden, normed);
     Vector y = vector_at(shared + ring_bytes(DEPTH), (n_experts ? 2 : 1) * wide(hidden));
     float *sums = (float *)behind(y);
-    settle_and_norm(r, hidden, y, normed, red, sums, [](int) {});
+    settle_and_norm(r, hidden, y, normed, red, sums, [] {});
     __syncthreads();
     const int first_score = share_begin(n_experts);
     auto done = [&](int i, int row, float sum) {
@@ -64,8 +64,8 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
  * refuses a model with more. */
 #define EACH_LANE 4
 
-/* A token's scores and per_expert_scale [n_experts], as one lane has them: index j is expert
- * lane + 32 j.  Where there is no such expert the score is -inf. */
+/* A token's scores and per_expert_scale [n_experts], or zeros for NULL, as one lane has them: index
+ * j is expert lane + 32 j.  Where there is no such expert the score is -inf. */
 typedef struct {
     float score[EACH_LANE], scale[EACH_LANE];
 } Scores;
@@ -77,7 +77,7 @@ __device__ static inline Scores load_scores(const float *score, const float *per
     for (int j = 0; j < EACH_LANE; j++) {
         int e = threadIdx.x % 32 + 32 * j;
         s.score[j] = e < n_experts ? __ldcg(score + e) : -INFINITY;
-        s.scale[j] = e < n_experts ? per_expert_scale[e] : 0;
+        s.scale[j] = per_expert_scale && e < n_experts ? per_expert_scale[e] : 0;
     }
     return s;
 }
@@ -92,7 +92,8 @@ __device__ static inline unsigned order_of(float p) { return p >= 0 ? __float_as
  *   1. The probabilities: softmax of the scores.
  *   2. top_k times: the largest key of all lanes, and the first expert that has it (so on a tie the
  *      lower index comes first).  Its lane takes the expert out.
- *   3. The weights: the chosen probabilities, divided by their sum, times per_expert_scale. */
+ *   3. The weights: the chosen probabilities, divided by their sum, times per_expert_scale.  weight
+ *      NULL: they are not wanted. */
 __device__ static inline void choose(const Scores &s, int n_experts, int top_k, int *expert,
                                      float *weight) {
     const int lane = threadIdx.x % 32;
@@ -110,29 +111,31 @@ __device__ static inline void choose(const Scores &s, int n_experts, int top_k, 
 #pragma unroll
     for (int j = 0; j < EACH_LANE; j++)
         key[j] = lane + 32 * j < n_experts ? order_of(p[j] / sum) : 0;
-    float own = 0, scale = 0;           /* the probability and scale of this lane's choice */
+    unsigned choice = 0, its_key = 0;   /* this lane's */
     for (int k = 0; k < top_k; k++) {
         unsigned most = key[0], first = ~0u;
 #pragma unroll
         for (int j = 1; j < EACH_LANE; j++) most = most > key[j] ? most : key[j];
         most = __reduce_max_sync(0xffffffffu, most);
-        float its_scale = 0;
 #pragma unroll
-        for (int j = EACH_LANE - 1; j >= 0; j--) {
-            if (key[j] != most) continue;
-            first = lane + 32 * j;
-            its_scale = s.scale[j];
-        }
+        for (int j = EACH_LANE - 1; j >= 0; j--)
+            if (key[j] == most) first = lane + 32 * j;
         const unsigned e = __reduce_min_sync(0xffffffffu, first);
-        its_scale = __shfl_sync(0xffffffffu, its_scale, e % 32);
 #pragma unroll
         for (int j = 0; j < EACH_LANE; j++)
             if (e == (unsigned)lane + 32 * j) key[j] = 0;
-        if (lane != k) continue;
-        *expert = (int)e;
-        own = most > 1 ? __uint_as_float(most - 2) : NAN;
-        scale = its_scale;
+        choice = lane == k ? e : choice;
+        its_key = lane == k ? most : its_key;
     }
+    if (lane < top_k) *expert = (int)choice;
+    if (!weight) return;
+    float scale = 0;
+#pragma unroll
+    for (unsigned j = 0; j < EACH_LANE; j++) {
+        const float of_lane = __shfl_sync(0xffffffffu, s.scale[j], choice % 32);
+        if (choice / 32 == j) scale = of_lane;
+    }
+    const float own = its_key > 1 ? __uint_as_float(its_key - 2) : NAN;
     *weight = own / warp_sum(lane < top_k ? own : 0) * scale;
 }
 
@@ -156,18 +159,19 @@ __device__ static inline Choice choice_at(uint8_t *shared, int top_k) {
 
 /* The block's first warp chooses for the block, into c.  After a barrier all warps may read c.
  * slots: NULL, or a list of experts; an expert e that has no data there becomes ~e, which is
- * negative. */
+ * negative.  per_expert_scale NULL: c.weight is not written. */
 __device__ static inline void choose_for_block(const float *score, const float *per_expert_scale,
                                                int n_experts, int top_k, const Weight *slots,
                                                const Choice &c) {
     if (threadIdx.x >= 32) return;
     int expert = 0;
-    float weight;
-    choose(load_scores(score, per_expert_scale, n_experts), n_experts, top_k, &expert, &weight);
+    float weight = 0;
+    choose(load_scores(score, per_expert_scale, n_experts), n_experts, top_k, &expert,
+           per_expert_scale ? &weight : NULL);
     if ((int)threadIdx.x >= top_k) return;
     if (slots && !slots[expert].data) expert = ~expert;
     c.expert[threadIdx.x] = expert;
-    c.weight[threadIdx.x] = weight;
+    if (per_expert_scale) c.weight[threadIdx.x] = weight;
 }
 
 /* ---- the experts of one token ---- */
@@ -199,10 +203,6 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     prefetch((const float *)l.expert_down, n_experts * (int)sizeof(Weight) / 4);
     if (threadIdx.x == 0) c.strip[0] = share_of(l.down, 0, is_nibbles(l.down));
     __syncthreads();
-    Feed feed = begin_stream<DEPTH>(shared, c.strip, 1, true);
-    Vector down_y = vector_at(shared + ring_bytes(DEPTH) + choice_bytes(top_k), inner);
-    Vector y = vector_at(behind(down_y), hidden);
-    float *sums = (float *)behind(y);
     /* The inner rows of the chosen experts, one expert after the other, are top_k * size rows.
      * This block's share are `rows` of them from row `from` on.  They begin in the chosen expert
      * number `before`.  Each expert of the share has two strips: its gate, then its up. */
@@ -212,33 +212,37 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     Residual none = {};
     none.x = x;
     none.eps = eps;
-    auto meanwhile = [&](int stage) {
-        if (stage == 0) {
-            copy_vector(down_y, act);
-            choose_for_block(score, l.per_expert_scale, n_experts, top_k,
-                             slots ? l.expert_gate : NULL, c);
-            return;
-        }
-        /* The first 2 * top_k threads write the strips, the next top_k threads the weights. */
-        int i = threadIdx.x, k = before + i / 2, first = k * size;
-        if (i < n_strips && c.expert[k] < 0) c.strip[1 + i] = {};
-        else if (i < n_strips) {
-            const Weight &w = (i % 2 ? l.expert_up : l.expert_gate)[c.expert[k]];
-            const int end = min(from + rows - first, size);
+    /* The first warp chooses the experts, and describes this block's share of their rows. */
+    auto choose_strips = [&] {
+        choose_for_block(score, l.per_expert_scale, n_experts, top_k,
+                         slots ? l.expert_gate : NULL, c);
+        __syncwarp();
+        for (int i = threadIdx.x; threadIdx.x < 32 && i < n_strips; i += 32) {
+            const int k = before + i / 2, first = k * size, end = min(from + rows - first, size);
+            c.strip[1 + i] = {};
+            if (c.expert[k] < 0) continue;
+            const Weight w = (i % 2 ? l.expert_up : l.expert_gate)[c.expert[k]];
             c.strip[1 + i] = strip_of(w, max(from - first, 0), end, 0, packed);
         }
-        k = i - 2 * top_k;
-        if (k < 0 || k >= top_k) return;
+    };
+    Feed feed = begin_stream<DEPTH>(shared, c.strip, 1, true);
+    Vector down_y = vector_at(shared + ring_bytes(DEPTH) + choice_bytes(top_k), inner);
+    Vector y = vector_at(behind(down_y), hidden);
+    float *sums = (float *)behind(y);
+    settle_and_norm(none, hidden, y, {l.pre_experts_norm, NULL, 0, packed}, red, sums,
+                    [&] { copy_vector(down_y, act); });
+    choose_strips();
+    ptx_cp_async_wait<0>();
+    __syncthreads();
+    also_stream<DEPTH>(feed, c.strip, 1, 1 + n_strips);
+    const int k = threadIdx.x;
+    if (k < top_k) {
         if (blockIdx.x == 0 && !slots) {
             expert[k] = c.expert[k];
             weight[k] = c.weight[k];
         }
         if (c.expert[k] >= 0) c.weight[k] *= factor(l.expert_down[c.expert[k]]);
-    };
-    settle_and_norm(none, hidden, y, {l.pre_experts_norm, NULL, 0, packed}, red, sums, meanwhile);
-    ptx_cp_async_wait<0>();
-    __syncthreads();
-    also_stream<DEPTH>(feed, c.strip, 1, 1 + n_strips);
+    }
     const int first_h1 = share_begin(hidden);
     auto done = [&](int i, int row, float sum) {
         if (i == 0) h1[first_h1 + row] = sum;
@@ -285,8 +289,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     if (chosen) {
         for (int k = threadIdx.x; k < top_k; k += STREAM_THREADS) c.expert[k] = chosen[k];
     } else
-        choose_for_block(score, l.per_expert_scale, n_experts, top_k,
-                         slots ? l.expert_down : NULL, c);
+        choose_for_block(score, NULL, n_experts, top_k, slots ? l.expert_down : NULL, c);
     __syncthreads();
     for (int k = threadIdx.x; k < top_k; k += STREAM_THREADS) {
         if (c.expert[k] < 0) {

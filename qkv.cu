@@ -48,8 +48,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     Feed feed = begin_stream<DEPTH>(shared, strip, n_strips);
     if (DEPTH > EVERY_KIND) prefetch_norms(r, hidden, normed);
     Vector y = vector_at(shared + ring_bytes(DEPTH), hidden);
-    const auto nothing_else = [](int) {};
-    settle_and_norm(r, hidden, y, normed, red, (float *)behind(y), nothing_else);
+    settle_and_norm(r, hidden, y, normed, red, (float *)behind(y), [] {});
     __syncthreads();
     auto done = [&](int i, int row, float sum) {
         qkv[to[i] + row] = sum;

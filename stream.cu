@@ -329,7 +329,7 @@ __device__ static inline void settle_narrow(const Residual &r, int hidden, const
     Fours x = load_fours(r.x, hidden);
     if (r.a) h = load_fours(r.a, hidden);
     if (r.norm_a) b = load_fours(r.b, hidden);
-    meanwhile(0);
+    meanwhile();
     if (r.norm_a) {
         const float2 sum = block_sum2(squares(h), squares(b), red);
         const float scale_a = rms_of(sum.x, hidden, r.eps);
@@ -357,7 +357,6 @@ __device__ static inline void settle_narrow(const Residual &r, int hidden, const
         }
     }
     const float scale = rms_of(block_sum2(squares(x), 0, red).x, hidden, r.eps);
-    meanwhile(1);
     put_fours(y, 0, x, scale, norm, hidden, n.packed);
     if (n.norm2) put_fours(y, wide(hidden), x, scale * n.factor, norm2, hidden, 0);
 }
@@ -369,12 +368,11 @@ __device__ static inline void settle_wide(const Residual &r, int hidden, const V
                                           Meanwhile meanwhile) {
     ptx_grid_wait();
     ptx_grid_launch_dependents();
-    meanwhile(0);
+    meanwhile();
     settle(r, 0, hidden, x, red);
     if (r.to && blockIdx.x == 0)
         for (int i = threadIdx.x; i < hidden; i += STREAM_THREADS) r.to[i] = x[i];
     const float scale = rms_scale(x, hidden, r.eps, red);
-    meanwhile(1);
     uint32_t *to = place4(y, n.packed), *to2 = place4(y, 0) + wide(hidden) / 2;
 #pragma unroll 1
     for (int i = 4 * threadIdx.x; i < wide(hidden); i += 4 * STREAM_THREADS) {
@@ -391,9 +389,8 @@ __device__ static inline void settle_wide(const Residual &r, int hidden, const V
 
 /* Every kernel of one token that needs a norm begins so: the block waits for the kernel ahead,
  * settles the residual stream (see Residual; block 0 alone writes it to r.to), and puts what n asks
- * for into y.  The vector may be read after the next barrier.  meanwhile(0) is called while the
- * loads are under way, right after ptx_grid_wait.  meanwhile(1) is called at least two barriers
- * after meanwhile(0), and before y is written.  spare: floats [spare_floats(hidden)] of shared
+ * for into y.  The vector may be read after the next barrier.  meanwhile() is called while the
+ * loads are under way, right after ptx_grid_wait.  spare: floats [spare_floats(hidden)] of shared
  * memory; red: 32 floats of shared memory.  The whole block calls it. */
 template <class Meanwhile>
 __device__ static inline void settle_and_norm(const Residual &r, int hidden, const Vector &y,
@@ -563,10 +560,18 @@ __device__ static inline Feed begin_stream(uint8_t *rings, const Strip *strip, i
     return f;
 }
 
-/* The warp also fetches its share of strips first … end - 1, after what it has. */
+/* The warp also fetches its share of strips first … end - 1, after what it has.  Where little of
+ * that is left the ring may be full, so the first four units come as far as the L2 cache. */
 template <int DEPTH>
 __device__ static inline void also_stream(Feed &f, const Strip *strip, int first, int end) {
     f.then = f.all[1] = span_of(strip, first, end, false);
+    if (f.then.left && !f.now.left && f.run <= 4) {
+        const Strip &s = strip[f.then.strip];
+        const int lane = threadIdx.x % 32, row = 8 * f.then.tile + lane / 4;
+        const int unit = f.then.unit + lane % 4;
+        if (row < s.rows && unit < s.units)
+            ptx_prefetch_l2(s.data + (size_t)row * s.pitch + UNIT_BYTES * unit);
+    }
     if (!f.run) aim<DEPTH>(f, strip);
     fill<DEPTH>(f, strip, false);
 }

@@ -97,10 +97,12 @@ __global__ static void __launch_bounds__(TOP_THREADS)
      * bins: in the bins of higher lanes and of higher warps. */
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     unsigned own = 0, above, bin[EACH];
-    for (int i = 0; i < EACH; i++) {
-        own += bin[i] = __ldcg(&s->bin[threadIdx.x * EACH + i]);
-        s->bin[threadIdx.x * EACH + i] = 0;
+    for (int i = threadIdx.x; i < BINS; i += TOP_THREADS) {
+        count[i] = __ldcg(&s->bin[i]);
+        s->bin[i] = 0;
     }
+    __syncthreads();
+    for (int i = 0; i < EACH; i++) own += bin[i] = count[threadIdx.x * EACH + i];
     above = own;
     for (int step = 1; step < 32; step *= 2) {
         unsigned other = __shfl_down_sync(0xffffffffu, above, step);
