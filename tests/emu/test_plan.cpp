@@ -212,11 +212,11 @@ static void plan_all(const Chip &chip) {
     print_message("sm %s: at most %zu KB of dynamic shared memory, %s\n", chip.cc, most / 1024, which);
 }
 
-/* What the head's int8 copy takes: of each row a byte a column, BF16 scales, and three floats; 4
- * bytes of each tile. */
+/* What the head's int8 copy takes: of each row a byte a column, BF16 scales, two floats, and a bound
+ * for each of four tokens; 4 bytes of each tile. */
 static int64_t copy_bytes(const Config &c) {
     const int64_t cols = (c.hidden + 255) / 256 * 256;
-    return c.vocab * (cols + cols / 16 + 12) + 4 * (c.vocab / 8);
+    return c.vocab * (cols + cols / 16 + 24) + 4 * (c.vocab / 8);
 }
 
 /* The plan names the copy apart, so that it can be left out; where it is forced it is one of the
