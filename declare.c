@@ -1,6 +1,7 @@
 /* declare.c - the tools that a request declares.  See declare.h. */
 #include "declare.h"
 
+#include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 
@@ -400,27 +401,47 @@ static void tell_type(cJSON *copy) {
 static void join_objects(cJSON *copy, const char *keyword);
 static void join_types(cJSON *copy, const char *keyword);
 
-/* What a choice between two schemas becomes, as far as it can be said without anyOf. */
-static void join_pair(cJSON *to, cJSON *first, const cJSON *second) {
-    cJSON *choices = cJSON_AddArrayToObject(to, "anyOf");
-    cJSON_AddItemToArray(choices, first);
-    cJSON_AddItemToArray(choices, cJSON_Duplicate(second, 1));
-    join_strings(to, "anyOf");
-    join_objects(to, "anyOf");
-    join_types(to, "anyOf");
+/* Adds a schema to `choice`, an anyOf and nothing else, unless it is there. */
+static void add_choice(cJSON *choice, const cJSON *schema) {
+    cJSON *list = cJSON_GetObjectItemCaseSensitive(choice, "anyOf"), *item;
+    if (!list) list = cJSON_AddArrayToObject(choice, "anyOf");
+    cJSON_ArrayForEach(item, list)
+        if (cJSON_Compare(item, schema, 1)) return;
+    cJSON_AddItemToArray(list, cJSON_Duplicate(schema, 1));
 }
 
-/* Adds what `more` says to `to`, the schema of the same property of another object. */
-static void join_property(cJSON *to, const cJSON *more) {
-    cJSON *own = cJSON_CreateObject(), *item;
-    if (cJSON_Compare(to, more, 1)) {
-        cJSON_Delete(own);
-        return;
+/* What such a choice becomes, as far as it can be said without anyOf.  Frees the choice. */
+static cJSON *joined(cJSON *choice) {
+    cJSON *list = cJSON_GetObjectItemCaseSensitive(choice, "anyOf"), *only;
+    if (list->child->next) {
+        join_strings(choice, "anyOf");
+        join_objects(choice, "anyOf");
+        join_types(choice, "anyOf");
+        tell_type(choice);
+        return choice;
     }
-    while ((item = cJSON_DetachItemFromArray(to, 0)))
-        cJSON_AddItemToObject(own, item->string, item);
-    join_pair(to, own, more);
-    tell_type(to);
+    only = cJSON_DetachItemFromArray(list, 0);
+    cJSON_Delete(choice);
+    return only;
+}
+
+/* The properties of all alternatives, objects or null, that `choices` lists. */
+static cJSON *joined_properties(const cJSON *choices) {
+    cJSON *given = cJSON_CreateObject(), *properties = cJSON_CreateObject(), *choice;
+    const cJSON *item, *field;
+    cJSON_ArrayForEach(item, choices)
+        cJSON_ArrayForEach(field, json_field(item, "properties")) {
+            choice = cJSON_GetObjectItemCaseSensitive(given, field->string);
+            if (!choice) choice = cJSON_AddObjectToObject(given, field->string);
+            add_choice(choice, field);
+        }
+    while ((choice = cJSON_DetachItemFromArray(given, 0))) {
+        char *name = strdup(choice->string);
+        cJSON_AddItemToObject(properties, name, joined(choice));
+        free(name);
+    }
+    cJSON_Delete(given);
+    return properties;
 }
 
 /* Takes from `required` the names that the list `others` lacks. */
@@ -449,18 +470,12 @@ static const cJSON *first_object(const cJSON *copy, const char *keyword) {
 static void join_objects(cJSON *copy, const char *keyword) {
     const cJSON *item, *field, *first = first_object(copy, keyword);
     if (!first) return;
-    cJSON *properties = cJSON_CreateObject(), *required = cJSON_CreateArray();
+    cJSON *properties = joined_properties(json_field(copy, keyword));
+    cJSON *required = cJSON_CreateArray();
     cJSON_ArrayForEach(field, json_field(first, "required"))
         cJSON_AddItemToArray(required, cJSON_Duplicate(field, 1));
-    cJSON_ArrayForEach(item, json_field(copy, keyword)) {
-        if (is_null_schema(item)) continue;
-        keep_common(required, json_field(item, "required"));
-        cJSON_ArrayForEach(field, json_field(item, "properties")) {
-            cJSON *own = cJSON_GetObjectItemCaseSensitive(properties, field->string);
-            if (!own) cJSON_AddItemToObject(properties, field->string, cJSON_Duplicate(field, 1));
-            else join_property(own, field);
-        }
-    }
+    cJSON_ArrayForEach(item, json_field(copy, keyword))
+        if (!is_null_schema(item)) keep_common(required, json_field(item, "required"));
     cJSON_ArrayForEach(field, json_field(copy, "required"))
         if (!has_name(required, field))
             cJSON_AddItemToArray(required, cJSON_Duplicate(field, 1));
@@ -485,18 +500,17 @@ static void add_type(cJSON *types, const cJSON *type, int *nullable) {
 
 /* The schema of the elements of lists, one of the alternatives `choices`; NULL: it is not known. */
 static cJSON *joined_items(const cJSON *choices) {
-    const cJSON *choice, *items;
-    cJSON *joined = NULL;
-    cJSON_ArrayForEach(choice, choices) {
-        if (is_null_schema(choice)) continue;
-        if (!cJSON_IsObject(items = json_field(choice, "items"))) {
-            cJSON_Delete(joined);
+    const cJSON *item, *items;
+    cJSON *choice = cJSON_CreateObject();
+    cJSON_ArrayForEach(item, choices) {
+        if (is_null_schema(item)) continue;
+        if (!cJSON_IsObject(items = json_field(item, "items"))) {
+            cJSON_Delete(choice);
             return NULL;
         }
-        if (!joined) joined = cJSON_Duplicate(items, 1);
-        else join_property(joined, items);
+        add_choice(choice, items);
     }
-    return joined;
+    return joined(choice);
 }
 
 /* Makes a list of types, or one type, of anyOf or oneOf (keyword), each of whose alternatives has
@@ -521,7 +535,8 @@ static void join_types(cJSON *copy, const char *keyword) {
         cJSON_Delete(type);
         return;
     }
-    int are_lists = is_one && !strcasecmp(type->valuestring, "array");
+    int are_lists = is_one && !strcasecmp(type->valuestring, "array") &&
+                    cJSON_GetArraySize(choices) <= MAX_JOINED;
     cJSON *items = are_lists ? joined_items(choices) : NULL;
     replace_choice(copy, keyword);
     cJSON_AddItemToObject(copy, "type", type);
