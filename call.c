@@ -953,10 +953,8 @@ static int read_as_json(CallReader *r, Buf *name) {
     if (!cJSON_IsObject(function)) function = whole;
     int n_given = 0;
     for (int i = 0; i < 3; i++) {
-        const cJSON *field = json_field(function, fields[i]);
-        if (!field) continue;
-        arguments = field;
-        n_given++;
+        n_given += json_field(function, fields[i]) != NULL;
+        if (!arguments) arguments = json_field(function, fields[i]);
     }
     if (cJSON_IsString(arguments)) {
         inner = json_object(arguments->valuestring, strlen(arguments->valuestring), NULL);
