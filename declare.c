@@ -197,6 +197,35 @@ static void add_missing(cJSON *to, const cJSON *more) {
             cJSON_AddItemToObject(to, field->string, cJSON_Duplicate(field, 1));
 }
 
+/* Whether the list of names has this one. */
+static int has_name(const cJSON *list, const cJSON *name) {
+    const cJSON *item;
+    cJSON_ArrayForEach(item, list)
+        if (cJSON_IsString(item) && cJSON_IsString(name) &&
+            !strcmp(item->valuestring, name->valuestring))
+            return 1;
+    return 0;
+}
+
+/* Adds what `more` says, a schema that holds beside `to`: its properties, the names that it
+ * requires, and the fields that `to` lacks. */
+static void add_beside(cJSON *to, const cJSON *more) {
+    cJSON *properties = cJSON_GetObjectItemCaseSensitive(to, "properties"), *own;
+    cJSON *required = cJSON_GetObjectItemCaseSensitive(to, "required");
+    const cJSON *others = json_field(more, "properties"), *field;
+    if (cJSON_IsObject(properties) && cJSON_IsObject(others))
+        cJSON_ArrayForEach(field, others) {
+            own = cJSON_GetObjectItemCaseSensitive(properties, field->string);
+            if (!own) cJSON_AddItemToObject(properties, field->string, cJSON_Duplicate(field, 1));
+            else if (cJSON_IsObject(own)) add_beside(own, field);
+        }
+    if (cJSON_IsArray(required))
+        cJSON_ArrayForEach(field, json_field(more, "required"))
+            if (!has_name(required, field))
+                cJSON_AddItemToArray(required, cJSON_Duplicate(field, 1));
+    add_missing(to, more);
+}
+
 /* Whether only null satisfies the schema: by type "null" or ["null"], enum [null] or const null. */
 static int is_null_schema(const cJSON *schema) {
     const cJSON *type = json_field(schema, "type"), *list = json_field(schema, "enum");
@@ -248,7 +277,7 @@ static void expand_ref(Expander *x, cJSON *copy, const cJSON *schema) {
     x->open[x->n_open++] = there;
     cJSON *inner = expanded(x, there, 0);
     x->n_open--;
-    add_missing(copy, inner);
+    add_beside(copy, inner);
     cJSON_Delete(inner);
 }
 
@@ -259,38 +288,18 @@ static void expand_choice(cJSON *copy, const char *keyword) {
     const cJSON *only = only_choice(copy, keyword, &nullable);
     if (!only) return;
     cJSON *inner = cJSON_DetachItemFromObjectCaseSensitive(copy, keyword);
-    add_missing(copy, only);
+    add_beside(copy, only);
     cJSON_Delete(inner);
     if (nullable && !json_field(copy, "nullable")) cJSON_AddTrueToObject(copy, "nullable");
 }
 
-/* Adds what the schemas of allOf say to `copy`: properties and names that are required are joined,
- * of other fields the first counts. */
+/* Adds what the schemas of allOf say to `copy`; of a field that is no property the first counts. */
 static void join_all(cJSON *copy) {
-    static const char *const joined[] = {"properties", "required"};
-    const cJSON *item, *field;
+    const cJSON *item;
     if (!cJSON_IsArray(json_field(copy, "allOf"))) return;
     cJSON *list = cJSON_DetachItemFromObjectCaseSensitive(copy, "allOf");
-    cJSON_ArrayForEach(item, list) {
-        cJSON *properties = cJSON_GetObjectItemCaseSensitive(copy, joined[0]);
-        cJSON *required = cJSON_GetObjectItemCaseSensitive(copy, joined[1]);
-        if (properties) add_missing(properties, json_field(item, joined[0]));
-        if (cJSON_IsArray(required))
-            cJSON_ArrayForEach(field, json_field(item, joined[1]))
-                cJSON_AddItemToArray(required, cJSON_Duplicate(field, 1));
-        add_missing(copy, item);
-    }
+    cJSON_ArrayForEach(item, list) add_beside(copy, item);
     cJSON_Delete(list);
-}
-
-/* Whether the list of names has this one. */
-static int has_name(const cJSON *list, const cJSON *name) {
-    const cJSON *item;
-    cJSON_ArrayForEach(item, list)
-        if (cJSON_IsString(item) && cJSON_IsString(name) &&
-            !strcmp(item->valuestring, name->valuestring))
-            return 1;
-    return 0;
 }
 
 /* Adds the strings that a schema's const or enum lists.  Returns 0 where it has neither, or another
