@@ -359,12 +359,25 @@ static int is_broken_number(const char *s, size_t n) {
     return p == end;
 }
 
-/* Whether the schema `object` declares a member of that name.  1: yes; 0: no; -1: it declares no
- * members at all. */
-static int is_declared(const CallReader *r, const cJSON *object, const char *name, size_t n) {
-    const cJSON *properties = json_field(schema_behind_refs(r->root, object), "properties");
-    char *key = strndup(name, n);
+/* Whether the schema `object`, or one of those in its allOf, anyOf or oneOf, declares the member
+ * `key`.  1: yes; 0: no; -1: none declares any members.  depth: as in admits. */
+static int declares(const CallReader *r, const cJSON *object, const char *key, int depth) {
+    static const char *const choices[] = {"anyOf", "oneOf", "allOf"};
+    const cJSON *schema = schema_behind_refs(r->root, object), *item;
+    const cJSON *properties = json_field(schema, "properties");
     int known = properties ? cJSON_GetObjectItemCaseSensitive(properties, key) != NULL : -1;
+    for (int i = 0; i < 3 && depth < MAX_CHOICES; i++)
+        cJSON_ArrayForEach(item, json_field(schema, choices[i])) {
+            int one = declares(r, item, key, depth + 1);
+            if (one > known) known = one;
+        }
+    return known;
+}
+
+/* The same of the name s[0..n). */
+static int is_declared(const CallReader *r, const cJSON *object, const char *s, size_t n) {
+    char *key = strndup(s, n);
+    int known = declares(r, object, key, 0);
     free(key);
     return known;
 }

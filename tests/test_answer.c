@@ -277,7 +277,7 @@ static void test_mends(void **state) {
         "[{\"name\":\"bash\",\"parameters\":{\"type\":\"object\",\"properties\":{\"command\":{\"type\":\"string\"},\"n\":{\"type\":\"integer\"},"
         "\"unit\":{\"$ref\":\"#/$defs/U\"},\"ok\":{\"type\":[\"boolean\",\"null\"]},\"zip\":{\"anyOf\":[{\"type\":\"string\"},{\"type\":\"null\"}]},"
         "\"list\":{\"type\":\"array\",\"items\":{\"type\":\"string\"}},\"o\":{\"type\":\"object\",\"properties\":{\"s\":{\"type\":\"string\"}}},"
-        "\"any\":{},\"a=b\":{},\"all\":{\"allOf\":[{\"$ref\":\"#/$defs/S\"}]},\"list7\":{\"items\":[{\"type\":\"string\"},{\"type\":\"integer\"}]}},\"$defs\":{\"S\":{\"type\":\"string\"},\"U\":{\"enum\":[\"celsius\",\"kelvin\",\"5\"]}}}},{\"name\":\"bash_x\"},{\"name\":\"g:h.i-j/k\"}]";
+        "\"any\":{},\"a=b\":{},\"join\":{\"properties\":{\"p\":{\"type\":\"string\"}},\"allOf\":[{\"properties\":{\"q\":{\"type\":\"integer\"}}}]},\"all\":{\"allOf\":[{\"$ref\":\"#/$defs/S\"}]},\"list7\":{\"items\":[{\"type\":\"string\"},{\"type\":\"integer\"}]}},\"$defs\":{\"S\":{\"type\":\"string\"},\"U\":{\"enum\":[\"celsius\",\"kelvin\",\"5\"]}}}},{\"name\":\"bash_x\"},{\"name\":\"g:h.i-j/k\"}]";
     enum { NO_TOOLS = 1, TOOLS = 2, BOTH = 3 };
     static const struct { int with; const char *answer, *content, *calls; } cases[] = {
         /* Round brackets. */
@@ -440,6 +440,8 @@ static void test_mends(void **state) {
         {BOTH, CALL("{\"name\":\"bash\",\"arguments\":{\"n\":1},\"parameters\":{\"n\":2}}"), "{\"name\":\"bash\",\"arguments\":{\"n\":1},\"parameters\":{\"n\":2}}", "!"},
         {BOTH, CALL("call:bash{command:\"C:\\dir\\new\"}"), "call:bash{command:\"C:\\dir\\new\"}", "!"},
         {BOTH, CALL("call:bash{list:[" STR("a") " and " STR("b") "]}"), "call:bash{list:[\"a\" and \"b\"]}", "!"},
+        {TOOLS, CALL("call:bash{join:{p:x q:3}}"), "call:bash{join:{p:x q:3}}", "!"},
+        {TOOLS, CALL("call:bash{join:{p:x, q:3}}"), "", "bash{\"join\":{\"p\":\"x\",\"q\":3}} ~"},
         /* No opening token. */
         {TOOLS, "call:bash{n:1}", "", "bash{\"n\":1} ~"},
         {TOOLS, THOUGHT "\ncall:bash {n:1}<tool_call|>", "", "bash{\"n\":1} ~"},
