@@ -87,8 +87,8 @@ typedef struct {
     char close[MAX_NESTING + 1];        /* [depth] closing brackets to come, innermost last */
     const cJSON *open[MAX_NESTING + 1]; /* [depth] the schemas of the open objects and lists */
     int depth;
-    int astray;                         /* 1: an object has a key that only an object around it
-                                         * declares */
+    int astray;                         /* 1: an object or a list has a member that only an object
+                                         * around it declares */
 } CallReader;
 
 /* Sets the reason why the call cannot be read.  Returns -1. */
@@ -235,18 +235,26 @@ static int read_quoted(CallReader *r, Buf *text) {
  * but regular expressions have (\d, \., \s). */
 static int is_plain_backslash(char c) { return c && !strchr("\\\"'/abfnrtvxuUN01234567\n", c); }
 
-/* A string of JSON, with its escapes.  Unlike in JSON, it may contain line ends and tabs. */
+/* A string of JSON, with its escapes.  Unlike in JSON, it may contain line ends and tabs.  Where
+ * one backslash in it stands for itself, it is not certain that another one begins \n, \t and the
+ * like. */
 static int read_json_string(CallReader *r, Buf *text) {
     const char *end = r->p + 1;
     Buf json = {0};
     Str s;
+    int n_plain = 0, n_letters = 0;
     while (end < r->end && *end != '"') end += *end == '\\' ? 2 : 1;
     if (end >= r->end) return give_up(r, "a string without an end");
     for (const char *p = r->p; p <= end; p++) {
         if ((unsigned char)*p < 32) buf_printf(&json, "\\u%04x", *p);
         else if (*p != '\\') buf_add(&json, p, 1);
-        else if (is_plain_backslash(p[1])) buf_puts(&json, "\\\\");
-        else buf_add(&json, p++, 2);
+        else if (is_plain_backslash(p[1])) {
+            buf_puts(&json, "\\\\");
+            n_plain++;
+        } else {
+            n_letters += !is_one_of(p[1], "\\\"/");
+            buf_add(&json, p++, 2);
+        }
     }
     Scan scan = scan_open(json.data, json.len, "", NULL);
     int bad = scan_string(&scan, &s);
@@ -255,6 +263,7 @@ static int read_json_string(CallReader *r, Buf *text) {
     buf_free(&json);
     r->p = end + 1;
     if (bad) return give_up(r, "an escape that nobody knows");
+    if (n_plain && n_letters) return give_up(r, "a backslash that may be an escape");
     return memchr(text->data, 0, text->len) ? give_up(r, "a NUL character") : 1;
 }
 
@@ -350,14 +359,36 @@ static int is_broken_number(const char *s, size_t n) {
     return p == end;
 }
 
-/* Whether the schema `object` declares a member of that name.  1: yes; 0: no; -1: it declares no
- * members at all. */
-static int is_declared(const CallReader *r, const cJSON *object, const char *name, size_t n) {
-    const cJSON *properties = json_field(schema_behind_refs(r->root, object), "properties");
-    char *key = strndup(name, n);
+/* Whether the schema `object`, or one of those in its allOf, anyOf or oneOf, declares the member
+ * `key`.  1: yes; 0: no; -1: none declares any members.  depth: as in admits. */
+static int declares(const CallReader *r, const cJSON *object, const char *key, int depth) {
+    static const char *const choices[] = {"anyOf", "oneOf", "allOf"};
+    const cJSON *schema = schema_behind_refs(r->root, object), *item;
+    const cJSON *properties = json_field(schema, "properties");
     int known = properties ? cJSON_GetObjectItemCaseSensitive(properties, key) != NULL : -1;
+    for (int i = 0; i < 3 && depth < MAX_CHOICES; i++)
+        cJSON_ArrayForEach(item, json_field(schema, choices[i])) {
+            int one = declares(r, item, key, depth + 1);
+            if (one > known) known = one;
+        }
+    return known;
+}
+
+/* The same of the name s[0..n). */
+static int is_declared(const CallReader *r, const cJSON *object, const char *s, size_t n) {
+    char *key = strndup(s, n);
+    int known = declares(r, object, key, 0);
     free(key);
     return known;
+}
+
+/* Whether an object around the innermost object or list declares a member of the name s[0..n), and
+ * the innermost one, whose schema is `object`, does not. */
+static int is_astray(const CallReader *r, const cJSON *object, const char *s, size_t n) {
+    if (is_declared(r, object, s, n) > 0) return 0;
+    for (int i = r->depth - 2; i >= 0; i--)
+        if (r->close[i] != ']' && is_declared(r, r->open[i], s, n) > 0) return 1;
+    return 0;
 }
 
 /* Returns the length of the quotation mark at s, a place in the text from..end; 0: there is none.
@@ -378,13 +409,13 @@ static size_t quotation_mark(const char *s, const char *from, const char *end) {
 }
 
 /* Whether the words s[0..n) begin with a separator, or contain the name of another parameter with
- * its colon. */
+ * its colon, or a `=` in place of the colon. */
 static int may_hold_a_member(const CallReader *r, const cJSON *object, const char *s, size_t n) {
     const char *end = s + n;
     if (n && is_one_of(*s, ":=>,")) return 1;
     for (const char *p = s + 1; p < end; p++) {
         if (is_name_char(p[-1]) || !is_name_char(*p)) continue;
-        size_t name = member_name(p, end, ":");
+        size_t name = member_name(p, end, ":=");
         if (is_word(p, name) && is_declared(r, object, p, name) > 0) return 1;
     }
     return 0;
@@ -545,6 +576,8 @@ static int read_words(CallReader *r, const cJSON *schema, const cJSON *object, i
     }
     /* 3. A string. */
     if (!is_string) return give_up(r, "a value that is none");
+    size_t name = r->close[r->depth - 1] == ']' ? member_name(from, end, ":=") : 0;
+    r->astray |= is_word(from, name) && is_astray(r, object, from, name);
     int is_broken = !type && is_broken_number(from, n);
     if (is_broken && admits(r, schema, "number", 0)) return give_up(r, "a number that is none");
     r->mends |= type || is_broken ? AS_STRING : BARE_WORD;
@@ -565,6 +598,12 @@ static int ends_like_a_member(const CallReader *r, const char *from, const char 
     return is_word(name, n) && is_declared(r, r->open[r->depth - 1], name, n);
 }
 
+/* Whether the quotation mark at s, in a string that begins at `from`, stands as a closing one does:
+ * behind a word and before a blank. */
+static int looks_like_an_end(const char *from, const char *s) {
+    return s > from && !is_blank(s[-1]) && is_blank(s[1]);
+}
+
 /* A string that begins with a CALL_QUOTE.  Where the first one behind it cannot end the string, the
  * model has written a CALL_QUOTE for each quotation mark in it: the string then ends with the first
  * that can, if those inside come in pairs. */
@@ -574,8 +613,9 @@ static int read_quoted_value(CallReader *r, Buf *text) {
     const char *s = r->p - 1;
     if (got < 0 || r->constrained || is_delimiter(peek(r))) return got;
     if (is_word(r->p, member_name(r->p, r->end, ":="))) return got;
-    /* Two strings of a list, the comma between them missing. */
-    if (peek(r) == CALL_QUOTE && r->close[r->depth - 1] == ']') return got;
+    /* Two strings of a list, the comma between them missing, or the quotes of a third. */
+    int in_list = r->close[r->depth - 1] == ']';
+    if (in_list && (peek(r) == CALL_QUOTE || looks_like_an_end(from, s))) return got;
     for (int n_inner = 0; n_inner % 2 || !is_proper_end(r, s); n_inner++) {
         if (ends_like_a_member(r, from, s)) return give_up(r, "a string whose end is not certain");
         s = memchr(s + 1, (unsigned char)CALL_QUOTE, (size_t)(r->end - s - 1));
@@ -598,8 +638,8 @@ static int read_in_string(CallReader *r, const cJSON *schema, const char *text, 
     static const char *const types[] = {"number", "boolean", "array", "object"};
     if (r->constrained || !schema || admits(r, schema, "string", 0)) return 0;
     cJSON *v = json_value(text, n, NULL);
-    int fits = 0;
-    for (int i = 0; v && i < 4; i++)
+    int fits = 0, is_sure = v && !json_key_twice(v);
+    for (int i = 0; is_sure && i < 4; i++)
         fits |= is_of_type(v, types[i]) && admits(r, schema, types[i], 0);
     char *json = fits ? json_text(v) : NULL;
     if (fits) buf_puts(&r->out, json);
@@ -681,15 +721,6 @@ static int read_key_alone(CallReader *r, const cJSON *object, Buf *key) {
     return key->len ? 0 : give_up(r, "a key is missing");
 }
 
-/* Whether only an object around the innermost one declares a member of that name. */
-static int is_astray(const CallReader *r, const cJSON *object, const char *name) {
-    size_t n = strlen(name);
-    if (is_declared(r, object, name, n)) return 0;
-    for (int i = r->depth - 2; i >= 0; i--)
-        if (r->close[i] != ']' && is_declared(r, r->open[i], name, n) > 0) return 1;
-    return 0;
-}
-
 /* Reads a key with its colon, or `=`.  *value becomes the schema of the value that follows.
  * first_name: the byte of r->names at which the names of this object begin. */
 static int read_key(CallReader *r, const cJSON *object, size_t first_name, const cJSON **value) {
@@ -701,7 +732,7 @@ static int read_key(CallReader *r, const cJSON *object, size_t first_name, const
     if (!bad) {
         r->p++;
         if (c == '=') r->mends |= EQUALS;
-        r->astray |= is_astray(r, object, key.data);
+        r->astray |= is_astray(r, object, key.data, key.len);
         buf_add(&r->names, key.data, key.len + 1);
         json_quote(&r->out, key.data, key.len);
         buf_puts(&r->out, ":");
@@ -933,13 +964,18 @@ static int read_as_json(CallReader *r, Buf *name) {
     cJSON *whole = json_object(from + in_list, n - 2 * (size_t)in_list, NULL), *inner = NULL;
     const cJSON *function = json_field(whole, "function");
     if (!cJSON_IsObject(function)) function = whole;
-    for (int i = 0; i < 3 && !arguments; i++) arguments = json_field(function, fields[i]);
+    int n_given = 0;
+    for (int i = 0; i < 3; i++) {
+        n_given += json_field(function, fields[i]) != NULL;
+        if (!arguments) arguments = json_field(function, fields[i]);
+    }
     if (cJSON_IsString(arguments)) {
         inner = json_object(arguments->valuestring, strlen(arguments->valuestring), NULL);
         arguments = inner;
     }
     given = json_string(function, "name");
-    int is_call = given && is_name(given, strlen(given)) && cJSON_IsObject(arguments);
+    int is_call = given && is_name(given, strlen(given)) && cJSON_IsObject(arguments) &&
+                  n_given == 1;
     if (is_call) {
         char *text = json_text(arguments);
         buf_puts(name, given);

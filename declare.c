@@ -1,6 +1,7 @@
 /* declare.c - the tools that a request declares.  See declare.h. */
 #include "declare.h"
 
+#include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 
@@ -196,6 +197,35 @@ static void add_missing(cJSON *to, const cJSON *more) {
             cJSON_AddItemToObject(to, field->string, cJSON_Duplicate(field, 1));
 }
 
+/* Whether the list of names has this one. */
+static int has_name(const cJSON *list, const cJSON *name) {
+    const cJSON *item;
+    cJSON_ArrayForEach(item, list)
+        if (cJSON_IsString(item) && cJSON_IsString(name) &&
+            !strcmp(item->valuestring, name->valuestring))
+            return 1;
+    return 0;
+}
+
+/* Adds what `more` says, a schema that holds beside `to`: its properties, the names that it
+ * requires, and the fields that `to` lacks. */
+static void add_beside(cJSON *to, const cJSON *more) {
+    cJSON *properties = cJSON_GetObjectItemCaseSensitive(to, "properties"), *own;
+    cJSON *required = cJSON_GetObjectItemCaseSensitive(to, "required");
+    const cJSON *others = json_field(more, "properties"), *field;
+    if (cJSON_IsObject(properties) && cJSON_IsObject(others))
+        cJSON_ArrayForEach(field, others) {
+            own = cJSON_GetObjectItemCaseSensitive(properties, field->string);
+            if (!own) cJSON_AddItemToObject(properties, field->string, cJSON_Duplicate(field, 1));
+            else if (cJSON_IsObject(own)) add_beside(own, field);
+        }
+    if (cJSON_IsArray(required))
+        cJSON_ArrayForEach(field, json_field(more, "required"))
+            if (!has_name(required, field))
+                cJSON_AddItemToArray(required, cJSON_Duplicate(field, 1));
+    add_missing(to, more);
+}
+
 /* Whether only null satisfies the schema: by type "null" or ["null"], enum [null] or const null. */
 static int is_null_schema(const cJSON *schema) {
     const cJSON *type = json_field(schema, "type"), *list = json_field(schema, "enum");
@@ -247,7 +277,7 @@ static void expand_ref(Expander *x, cJSON *copy, const cJSON *schema) {
     x->open[x->n_open++] = there;
     cJSON *inner = expanded(x, there, 0);
     x->n_open--;
-    add_missing(copy, inner);
+    add_beside(copy, inner);
     cJSON_Delete(inner);
 }
 
@@ -258,27 +288,17 @@ static void expand_choice(cJSON *copy, const char *keyword) {
     const cJSON *only = only_choice(copy, keyword, &nullable);
     if (!only) return;
     cJSON *inner = cJSON_DetachItemFromObjectCaseSensitive(copy, keyword);
-    add_missing(copy, only);
+    add_beside(copy, only);
     cJSON_Delete(inner);
     if (nullable && !json_field(copy, "nullable")) cJSON_AddTrueToObject(copy, "nullable");
 }
 
-/* Adds what the schemas of allOf say to `copy`: properties and names that are required are joined,
- * of other fields the first counts. */
+/* Adds what the schemas of allOf say to `copy`; of a field that is no property the first counts. */
 static void join_all(cJSON *copy) {
-    static const char *const joined[] = {"properties", "required"};
-    const cJSON *item, *field;
+    const cJSON *item;
     if (!cJSON_IsArray(json_field(copy, "allOf"))) return;
     cJSON *list = cJSON_DetachItemFromObjectCaseSensitive(copy, "allOf");
-    cJSON_ArrayForEach(item, list) {
-        cJSON *properties = cJSON_GetObjectItemCaseSensitive(copy, joined[0]);
-        cJSON *required = cJSON_GetObjectItemCaseSensitive(copy, joined[1]);
-        if (properties) add_missing(properties, json_field(item, joined[0]));
-        if (cJSON_IsArray(required))
-            cJSON_ArrayForEach(field, json_field(item, joined[1]))
-                cJSON_AddItemToArray(required, cJSON_Duplicate(field, 1));
-        add_missing(copy, item);
-    }
+    cJSON_ArrayForEach(item, list) add_beside(copy, item);
     cJSON_Delete(list);
 }
 
@@ -295,18 +315,47 @@ static int add_strings(cJSON *list, const cJSON *schema) {
     return 1;
 }
 
-/* Makes an enum of anyOf or oneOf (keyword), all of whose alternatives list strings. */
-static void join_strings(cJSON *copy, const char *keyword) {
-    const cJSON *choices = json_field(copy, keyword), *item;
-    if (!cJSON_IsArray(choices) || json_field(copy, "enum")) return;
+/* Removes anyOf or oneOf (keyword), whose alternatives `copy` says in another way now.  Before, it
+ * copies what they say of null, and their descriptions where it has none, with ` / ` between. */
+static void replace_choice(cJSON *copy, const char *keyword) {
+    const cJSON *item, *told;
+    cJSON *choices = cJSON_DetachItemFromObjectCaseSensitive(copy, keyword);
     cJSON *list = cJSON_CreateArray();
-    int are_strings = choices->child != NULL;
-    cJSON_ArrayForEach(item, choices) are_strings = are_strings && add_strings(list, item);
-    if (!are_strings) {
+    Buf text = {0};
+    int nullable = 0;
+    cJSON_ArrayForEach(item, choices) {
+        nullable |= is_null_schema(item) || cJSON_IsTrue(json_field(item, "nullable"));
+        told = json_field(item, "description");
+        if (!cJSON_IsString(told) || has_name(list, told)) continue;
+        buf_printf(&text, "%s%s", list->child ? " / " : "", told->valuestring);
+        cJSON_AddItemToArray(list, cJSON_Duplicate(told, 1));
+    }
+    if (text.len && !json_field(copy, "description"))
+        cJSON_AddStringToObject(copy, "description", text.data);
+    if (nullable && !json_field(copy, "nullable")) cJSON_AddTrueToObject(copy, "nullable");
+    buf_free(&text);
+    cJSON_Delete(list);
+    cJSON_Delete(choices);
+}
+
+/* Makes an enum of anyOf or oneOf (keyword), all of whose alternatives list strings, or are
+ * null. */
+static void join_strings(cJSON *copy, const char *keyword) {
+    const cJSON *choices = json_field(copy, keyword), *choice;
+    if (!cJSON_IsArray(choices) || json_field(copy, "enum")) return;
+    cJSON *all = cJSON_CreateArray(), *list = cJSON_CreateArray(), *item;
+    int are_strings = 1;
+    cJSON_ArrayForEach(choice, choices)
+        are_strings = are_strings && (is_null_schema(choice) || add_strings(all, choice));
+    while (are_strings && (item = cJSON_DetachItemFromArray(all, 0)))
+        if (has_name(list, item)) cJSON_Delete(item);
+        else cJSON_AddItemToArray(list, item);
+    cJSON_Delete(all);
+    if (!list->child) {
         cJSON_Delete(list);
         return;
     }
-    cJSON_DeleteItemFromObjectCaseSensitive(copy, keyword);
+    replace_choice(copy, keyword);
     cJSON_AddItemToObject(copy, "enum", list);
 }
 
@@ -318,6 +367,24 @@ static const char *type_with_fields(const cJSON *copy) {
     int are_strings = add_strings(list, copy) && json_field(copy, "enum");
     cJSON_Delete(list);
     return are_strings ? "string" : NULL;
+}
+
+/* Writes a const as the template reads it: as an enum.  Null in an enum beside other values becomes
+ * `nullable`, unless a type forbids it. */
+static void tell_enum(cJSON *copy) {
+    const cJSON *one = json_field(copy, "const");
+    cJSON *list = cJSON_GetObjectItemCaseSensitive(copy, "enum"), *item, *next;
+    if (cJSON_IsString(one) && !list) {
+        list = cJSON_AddArrayToObject(copy, "enum");
+        cJSON_AddItemToArray(list, cJSON_Duplicate(one, 1));
+    }
+    if (cJSON_IsString(json_field(copy, "type")) || cJSON_GetArraySize(list) < 2) return;
+    for (item = list->child; item; item = next) {
+        next = item->next;
+        if (!cJSON_IsNull(item)) continue;
+        cJSON_Delete(cJSON_DetachItemViaPointer(list, item));
+        if (!json_field(copy, "nullable")) cJSON_AddTrueToObject(copy, "nullable");
+    }
 }
 
 /* Writes the type as the template reads it, where it would not print the fields of the schema
@@ -340,83 +407,135 @@ static void tell_type(cJSON *copy) {
     if (nullable && !json_field(copy, "nullable")) cJSON_AddTrueToObject(copy, "nullable");
 }
 
-/* Whether the list of names has this one. */
-static int has_name(const cJSON *list, const cJSON *name) {
-    const cJSON *item;
+static void join_objects(cJSON *copy, const char *keyword);
+static void join_types(cJSON *copy, const char *keyword);
+
+/* Adds a schema to `choice`, an anyOf and nothing else, unless it is there. */
+static void add_choice(cJSON *choice, const cJSON *schema) {
+    cJSON *list = cJSON_GetObjectItemCaseSensitive(choice, "anyOf"), *item;
+    if (!list) list = cJSON_AddArrayToObject(choice, "anyOf");
     cJSON_ArrayForEach(item, list)
-        if (cJSON_IsString(item) && cJSON_IsString(name) &&
-            !strcmp(item->valuestring, name->valuestring))
-            return 1;
-    return 0;
+        if (cJSON_Compare(item, schema, 1)) return;
+    cJSON_AddItemToArray(list, cJSON_Duplicate(schema, 1));
 }
 
-/* Adds what `more`, the schema of a property, says to `to`, that of the same property of another
- * object: of two that list strings, as the names of kinds do, the strings. */
-static void join_property(cJSON *to, const cJSON *more) {
-    cJSON *list = cJSON_CreateArray(), *added = cJSON_CreateArray(), *item;
-    int are_strings = add_strings(list, to) && add_strings(added, more);
-    while (are_strings && (item = cJSON_DetachItemFromArray(added, 0)))
-        if (has_name(list, item)) cJSON_Delete(item);
-        else cJSON_AddItemToArray(list, item);
-    cJSON_Delete(added);
-    if (!are_strings) {
-        cJSON_Delete(list);
-        return;
+/* What such a choice becomes, as far as it can be said without anyOf.  Frees the choice. */
+static cJSON *joined(cJSON *choice) {
+    cJSON *list = cJSON_GetObjectItemCaseSensitive(choice, "anyOf"), *only;
+    if (list->child->next) {
+        join_strings(choice, "anyOf");
+        join_objects(choice, "anyOf");
+        join_types(choice, "anyOf");
+        tell_type(choice);
+        return choice;
     }
-    cJSON_DeleteItemFromObjectCaseSensitive(to, "const");
-    cJSON_DeleteItemFromObjectCaseSensitive(to, "enum");
-    cJSON_AddItemToObject(to, "enum", list);
-    tell_type(to);
+    only = cJSON_DetachItemFromArray(list, 0);
+    cJSON_Delete(choice);
+    return only;
+}
+
+/* The properties of all alternatives, objects or null, that `choices` lists. */
+static cJSON *joined_properties(const cJSON *choices) {
+    cJSON *given = cJSON_CreateObject(), *properties = cJSON_CreateObject(), *choice;
+    const cJSON *item, *field;
+    cJSON_ArrayForEach(item, choices)
+        cJSON_ArrayForEach(field, json_field(item, "properties")) {
+            choice = cJSON_GetObjectItemCaseSensitive(given, field->string);
+            if (!choice) choice = cJSON_AddObjectToObject(given, field->string);
+            add_choice(choice, field);
+        }
+    while ((choice = cJSON_DetachItemFromArray(given, 0))) {
+        char *name = strdup(choice->string);
+        cJSON_AddItemToObject(properties, name, joined(choice));
+        free(name);
+    }
+    cJSON_Delete(given);
+    return properties;
+}
+
+/* Takes from `required` the names that the list `others` lacks. */
+static void keep_common(cJSON *required, const cJSON *others) {
+    for (cJSON *name = required->child, *next; name; name = next) {
+        next = name->next;
+        if (!has_name(others, name)) cJSON_Delete(cJSON_DetachItemViaPointer(required, name));
+    }
+}
+
+/* The alternative of anyOf or oneOf (keyword) that is the first object; NULL where one is neither
+ * an object nor null, or where they are too many. */
+static const cJSON *first_object(const cJSON *copy, const char *keyword) {
+    const cJSON *item, *choices = json_field(copy, keyword), *first = NULL;
+    if (!cJSON_IsArray(choices) || cJSON_GetArraySize(choices) > MAX_JOINED) return NULL;
+    cJSON_ArrayForEach(item, choices) {
+        if (is_null_schema(item)) continue;
+        if (!cJSON_IsObject(json_field(item, "properties"))) return NULL;
+        if (!first) first = item;
+    }
+    return first;
 }
 
 /* Makes one object of anyOf or oneOf (keyword), all of whose alternatives are objects, or null: it
- * has the properties of all of them, and requires what all require. */
+ * has its own properties and those of all of them, and requires what it or all of them require. */
 static void join_objects(cJSON *copy, const char *keyword) {
-    const cJSON *item, *field, *choices = json_field(copy, keyword), *first = NULL;
-    int nullable = 0;
-    if (!cJSON_IsArray(choices) || json_field(copy, "properties")) return;
-    if (cJSON_GetArraySize(choices) > MAX_JOINED) return;
-    cJSON_ArrayForEach(item, choices) {
-        if (is_null_schema(item)) nullable = 1;
-        else if (!cJSON_IsObject(json_field(item, "properties"))) return;
-        else if (!first) first = item;
-    }
+    const cJSON *item, *field, *first = first_object(copy, keyword);
     if (!first) return;
-    cJSON *properties = cJSON_CreateObject(), *required = cJSON_CreateArray();
+    cJSON *properties = joined_properties(json_field(copy, keyword));
+    cJSON *required = cJSON_CreateArray();
     cJSON_ArrayForEach(field, json_field(first, "required"))
         cJSON_AddItemToArray(required, cJSON_Duplicate(field, 1));
+    cJSON_ArrayForEach(item, json_field(copy, keyword))
+        if (!is_null_schema(item)) keep_common(required, json_field(item, "required"));
+    cJSON_ArrayForEach(field, json_field(copy, "required"))
+        if (!has_name(required, field))
+            cJSON_AddItemToArray(required, cJSON_Duplicate(field, 1));
+    cJSON_ArrayForEach(field, json_field(copy, "properties")) {
+        cJSON *own = cJSON_GetObjectItemCaseSensitive(properties, field->string);
+        if (own) add_missing(own, field);
+        else cJSON_AddItemToObject(properties, field->string, cJSON_Duplicate(field, 1));
+    }
+    replace_choice(copy, keyword);
+    cJSON_DeleteItemFromObjectCaseSensitive(copy, "properties");
+    cJSON_DeleteItemFromObjectCaseSensitive(copy, "required");
+    cJSON_AddItemToObject(copy, "properties", properties);
+    if (required->child) cJSON_AddItemToObject(copy, "required", required);
+    else cJSON_Delete(required);
+}
+
+/* Adds a type to a list of types that lacks it.  "null" becomes *nullable. */
+static void add_type(cJSON *types, const cJSON *type, int *nullable) {
+    if (!strcasecmp(type->valuestring, "null")) *nullable = 1;
+    else if (!has_name(types, type)) cJSON_AddItemToArray(types, cJSON_Duplicate(type, 1));
+}
+
+/* The schema of the elements of lists, one of the alternatives `choices`; NULL: it is not known. */
+static cJSON *joined_items(const cJSON *choices) {
+    const cJSON *item, *items;
+    cJSON *choice = cJSON_CreateObject();
     cJSON_ArrayForEach(item, choices) {
         if (is_null_schema(item)) continue;
-        cJSON_ArrayForEach(field, json_field(item, "properties")) {
-            cJSON *own = cJSON_GetObjectItemCaseSensitive(properties, field->string);
-            if (own) join_property(own, field);
-            else cJSON_AddItemToObject(properties, field->string, cJSON_Duplicate(field, 1));
+        if (!cJSON_IsObject(items = json_field(item, "items"))) {
+            cJSON_Delete(choice);
+            return NULL;
         }
-        for (cJSON *name = required->child, *next; name; name = next) {
-            next = name->next;
-            if (!has_name(json_field(item, "required"), name))
-                cJSON_Delete(cJSON_DetachItemViaPointer(required, name));
-        }
+        add_choice(choice, items);
     }
-    cJSON_DeleteItemFromObjectCaseSensitive(copy, keyword);
-    cJSON_AddItemToObject(copy, "properties", properties);
-    if (json_field(copy, "required") || !required->child) cJSON_Delete(required);
-    else cJSON_AddItemToObject(copy, "required", required);
-    if (nullable && !json_field(copy, "nullable")) cJSON_AddTrueToObject(copy, "nullable");
+    return joined(choice);
 }
 
 /* Makes a list of types, or one type, of anyOf or oneOf (keyword), each of whose alternatives has
- * one. */
+ * one, or a list. */
 static void join_types(cJSON *copy, const char *keyword) {
-    const cJSON *item, *choices = json_field(copy, keyword);
+    const cJSON *item, *one, *choices = json_field(copy, keyword);
     int nullable = 0;
     if (!cJSON_IsArray(choices) || json_field(copy, "type")) return;
     cJSON *types = cJSON_CreateArray();
     cJSON_ArrayForEach(item, choices) {
         const cJSON *type = json_field(item, "type");
-        if (is_null_schema(item)) nullable = 1;
-        else if (!cJSON_IsString(type)) break;
-        else if (!has_name(types, type)) cJSON_AddItemToArray(types, cJSON_Duplicate(type, 1));
+        if (is_null_schema(item)) continue;
+        if (cJSON_IsString(type)) add_type(types, type, &nullable);
+        else if (!cJSON_IsArray(type)) break;
+        else cJSON_ArrayForEach(one, type)
+            if (cJSON_IsString(one)) add_type(types, one, &nullable);
     }
     int are_known = !item && types->child, is_one = are_known && !types->child->next;
     cJSON *type = is_one ? cJSON_DetachItemFromArray(types, 0) : types;
@@ -425,8 +544,13 @@ static void join_types(cJSON *copy, const char *keyword) {
         cJSON_Delete(type);
         return;
     }
-    cJSON_DeleteItemFromObjectCaseSensitive(copy, keyword);
+    int are_lists = is_one && !strcasecmp(type->valuestring, "array") &&
+                    cJSON_GetArraySize(choices) <= MAX_JOINED;
+    cJSON *items = are_lists ? joined_items(choices) : NULL;
+    replace_choice(copy, keyword);
     cJSON_AddItemToObject(copy, "type", type);
+    if (items && !json_field(copy, "items")) cJSON_AddItemToObject(copy, "items", items);
+    else cJSON_Delete(items);
     if (nullable && !json_field(copy, "nullable")) cJSON_AddTrueToObject(copy, "nullable");
 }
 
@@ -465,7 +589,9 @@ static cJSON *expanded(Expander *x, const cJSON *schema, int is_map) {
     join_objects(copy, "oneOf");
     join_types(copy, "anyOf");
     join_types(copy, "oneOf");
-    if (schema != x->root) tell_type(copy);    /* of the root, the template prints the fields */
+    if (schema == x->root) return copy;        /* of the root, the template prints the fields */
+    tell_enum(copy);
+    tell_type(copy);
     return copy;
 }
 

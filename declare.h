@@ -24,13 +24,14 @@ void tools_unknown(const cJSON *tools, Buf *names);
 const cJSON *tool_named(const cJSON *tools, const char *name);
 
 /* A copy of a tool's parameters as the chat template can print them, which the caller frees with
- * cJSON_Delete.  The template ignores `$ref`, `anyOf`, `oneOf` and `allOf`.  So a `$ref` into the
- * document becomes a copy of what it names, a choice between X and null becomes X with `nullable`,
- * a list of one schema becomes that schema, allOf becomes one schema, a choice between strings an
- * enum, one between objects an object with the properties of all of them, and any other choice the
- * types that it names.  A type that is missing, or a list of one type and null, becomes that type
- * where the template prints more for it.  Of a $ref inside of what it names only the type and the
- * description are copied.  A schema that would grow too large is copied unchanged. */
+ * cJSON_Delete.  The template ignores `$ref`, `anyOf`, `oneOf`, `allOf` and `const`.  So a `$ref`
+ * into the document becomes a copy of what it names, a choice between X and null becomes X with
+ * `nullable`, a list of one schema becomes that schema, allOf becomes one schema, a choice between
+ * strings an enum, one between objects an object with the properties of all of them, and any other
+ * choice the types that it names, with the descriptions of all.  A const that is a string becomes
+ * an enum.  A type that is missing, or a list of one type and null, becomes that type where the
+ * template prints more for it.  Of a $ref inside of what it names only the type and the description
+ * are copied.  A schema that would grow too large is copied unchanged. */
 cJSON *declared_parameters(const cJSON *parameters);
 
 /* Follows the $ref of `schema`, and that of what it names, through the document `root` to a

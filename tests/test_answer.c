@@ -277,7 +277,7 @@ static void test_mends(void **state) {
         "[{\"name\":\"bash\",\"parameters\":{\"type\":\"object\",\"properties\":{\"command\":{\"type\":\"string\"},\"n\":{\"type\":\"integer\"},"
         "\"unit\":{\"$ref\":\"#/$defs/U\"},\"ok\":{\"type\":[\"boolean\",\"null\"]},\"zip\":{\"anyOf\":[{\"type\":\"string\"},{\"type\":\"null\"}]},"
         "\"list\":{\"type\":\"array\",\"items\":{\"type\":\"string\"}},\"o\":{\"type\":\"object\",\"properties\":{\"s\":{\"type\":\"string\"}}},"
-        "\"any\":{},\"a=b\":{},\"all\":{\"allOf\":[{\"$ref\":\"#/$defs/S\"}]},\"list7\":{\"items\":[{\"type\":\"string\"},{\"type\":\"integer\"}]}},\"$defs\":{\"S\":{\"type\":\"string\"},\"U\":{\"enum\":[\"celsius\",\"kelvin\",\"5\"]}}}},{\"name\":\"bash_x\"},{\"name\":\"g:h.i-j/k\"}]";
+        "\"any\":{},\"a=b\":{},\"join\":{\"properties\":{\"p\":{\"type\":\"string\"}},\"allOf\":[{\"properties\":{\"q\":{\"type\":\"integer\"}}}]},\"all\":{\"allOf\":[{\"$ref\":\"#/$defs/S\"}]},\"list7\":{\"items\":[{\"type\":\"string\"},{\"type\":\"integer\"}]}},\"$defs\":{\"S\":{\"type\":\"string\"},\"U\":{\"enum\":[\"celsius\",\"kelvin\",\"5\"]}}}},{\"name\":\"bash_x\"},{\"name\":\"g:h.i-j/k\"}]";
     enum { NO_TOOLS = 1, TOOLS = 2, BOTH = 3 };
     static const struct { int with; const char *answer, *content, *calls; } cases[] = {
         /* Round brackets. */
@@ -428,6 +428,20 @@ static void test_mends(void **state) {
         {BOTH, CALL("call:bash{command:" STR("say " STR("hi") ",any:" STR("x")) "}"), "call:bash{command:\"say \"hi\",any:\"x\"\"}", "!"},
         {BOTH, CALL("call:bash{command:<|\"|>x,list:[" STR("a") "],any:[" STR("b") "]}"), "call:bash{command:\"x,list:[\"a\"],any:[\"b\"]}", "!"},
         {BOTH, CALL("call:bash{list:[" STR("say <|\"|>hi") "," STR("b") "]}"), "call:bash{list:[\"say \"hi\",\"b\"]}", "!"},
+        /* Two readings. */
+        {TOOLS, CALL("call:bash{command:ls, n=3}"), "call:bash{command:ls, n=3}", "!"},
+        {TOOLS, CALL("call:bash{command:ls n=3}"), "call:bash{command:ls n=3}", "!"},
+        {BOTH, CALL("call:bash{command:ls k=3}"), "", "bash{\"command\":\"ls k=3\"} ~"},
+        {TOOLS, CALL("call:bash{list:[a,n:1}"), "call:bash{list:[a,n:1}", "!"},
+        {TOOLS, CALL("call:bash{list:[a,n:1]}"), "", "bash{\"list\":[\"a\",\"n:1\"]} ~"},
+        {TOOLS, CALL("call:bash{any:{x:1,n:1}"), "call:bash{any:{x:1,n:1}", "!"},
+        {TOOLS, CALL("call:bash{any:{x:1,n:1}}"), "", "bash{\"any\":{\"x\":1,\"n\":1}} "},
+        {TOOLS, CALL("call:bash{o:" STR("{\"s\":\"a\",\"s\":\"b\"}") "}"), "", "bash{\"o\":\"{\\\"s\\\":\\\"a\\\",\\\"s\\\":\\\"b\\\"}\"} "},
+        {BOTH, CALL("{\"name\":\"bash\",\"arguments\":{\"n\":1},\"parameters\":{\"n\":2}}"), "{\"name\":\"bash\",\"arguments\":{\"n\":1},\"parameters\":{\"n\":2}}", "!"},
+        {BOTH, CALL("call:bash{command:\"C:\\dir\\new\"}"), "call:bash{command:\"C:\\dir\\new\"}", "!"},
+        {BOTH, CALL("call:bash{list:[" STR("a") " and " STR("b") "]}"), "call:bash{list:[\"a\" and \"b\"]}", "!"},
+        {TOOLS, CALL("call:bash{join:{p:x q:3}}"), "call:bash{join:{p:x q:3}}", "!"},
+        {TOOLS, CALL("call:bash{join:{p:x, q:3}}"), "", "bash{\"join\":{\"p\":\"x\",\"q\":3}} ~"},
         /* No opening token. */
         {TOOLS, "call:bash{n:1}", "", "bash{\"n\":1} ~"},
         {TOOLS, THOUGHT "\ncall:bash {n:1}<tool_call|>", "", "bash{\"n\":1} ~"},
