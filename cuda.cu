@@ -773,7 +773,7 @@ static void launch_count(Device *d, int n, int k, const int *skip) {
     launched("count");
 }
 
-/* As many blocks of a kernel that reads a copy of the head as fit, two on a multiprocessor at most. */
+/* Two blocks on a multiprocessor, or as many as fit, of a kernel that reads a copy of the head. */
 static dim3 copy_blocks(const Device *d, const void *kernel, size_t shared) {
     return dim3(gpu_fits(kernel, THREADS, shared, 2) * d->stream_blocks);
 }

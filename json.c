@@ -299,7 +299,7 @@ static cJSON *parse_value(const char *text, size_t n, Error *err) {
         say_where(text, n, err);
         return NULL;
     }
-    while (end < text + n && strchr(" \t\r\n", *end) && *end) end++;
+    while (end < text + n && is_space(*end)) end++;
     if (nul) fail(err, "a NUL character");
     else if (end < text + n)
         fail(err, "text after the JSON value, at byte %zu", (size_t)(end - text));
@@ -321,7 +321,9 @@ cJSON *json_value(const char *text, size_t n, Error *err) {
         fail(err, "not UTF-8 at byte %zu", good);
         return NULL;
     }
-    if (!n || strspn(text, " \t\r\n") == n) {
+    size_t n_blank = 0;
+    while (n_blank < n && is_space(text[n_blank])) n_blank++;
+    if (n_blank == n) {
         fail(err, "it is empty, no JSON");
         return NULL;
     }

@@ -232,7 +232,7 @@ static void json_objects(void **state) {
     (void)state;
     struct { const char *text, *says; } table[] = {
         {" {\"a\": [1, \"\\\\u0000\"]} \n", NULL}, {"{", "not valid JSON at byte 1"}, {"[]", "not a JSON object"},
-        {"{} {}", "text after the JSON value, at byte 3"}, {"{\"a\": \"\\u0000\"}", "a NUL character"}, {"", "not valid JSON"},
+        {"{} {}", "text after the JSON value, at byte 3"}, {"{\"a\": \"\\u0000\"}", "a NUL character"}, {"", "it is empty"}, {" \n", "it is empty"},
         {"{\"a\": [-0.5e-3, 10, 0, 1E9]}", NULL}, {"{\"a\": [1, 01]}", "not valid JSON at byte 11"}, {"{\"a\": -00.5}", "not valid JSON at byte 8"},
         {"{\"a\": 1.}", "not valid JSON at byte 8"}, {"{\"a\": 1.e5}", "not valid JSON at byte 8"}, {"{\"a\": 1e}", "not valid JSON at byte 8"},
         {"{\"a\": \"\\u12g4\"}", "not valid JSON at byte 11"}, {"\xef\xbb\xbf{\"a\"}", "not valid JSON at byte 7"},
