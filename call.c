@@ -374,7 +374,7 @@ static int declares(const CallReader *r, const cJSON *object, const char *key, i
     return known;
 }
 
-/* The same of the name s[0..n). */
+/* Whether the schema `object` declares the member s[0..n), as `declares` says it. */
 static int is_declared(const CallReader *r, const cJSON *object, const char *s, size_t n) {
     char *key = strndup(s, n);
     int known = declares(r, object, key, 0);

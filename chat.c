@@ -599,10 +599,10 @@ static cJSON *parse_arguments(const char *text) {
     return inner;
 }
 
-/* Writes the arguments of a call in the history: a JSON object, or a string that contains one (or
- * a string that does).
- * Null and an empty string become {}.  Anything else (arguments that were cut off, or no object) is
- * written as it came, with a warning.  j: the number of the call in its message. */
+/* Writes the arguments of a call in the history: a JSON object, or a string that contains one, or a
+ * string that does.  Null and an empty string become {}.  Anything else (arguments that were cut
+ * off, or no object) is written as it came, with a warning.  j: the number of the call in its
+ * message. */
 static void put_arguments(Writer *w, const cJSON *arguments, int j) {
     const char *text = cJSON_GetStringValue(arguments);
     cJSON *parsed = text ? parse_arguments(text) : NULL;

@@ -407,8 +407,7 @@ static void tell_type(cJSON *copy) {
     if (nullable && !json_field(copy, "nullable")) cJSON_AddTrueToObject(copy, "nullable");
 }
 
-static void join_objects(cJSON *copy, const char *keyword);
-static void join_types(cJSON *copy, const char *keyword);
+static void join_choices(cJSON *copy);
 
 /* Adds a schema to `choice`, an anyOf and nothing else, unless it is there. */
 static void add_choice(cJSON *choice, const cJSON *schema) {
@@ -423,9 +422,7 @@ static void add_choice(cJSON *choice, const cJSON *schema) {
 static cJSON *joined(cJSON *choice) {
     cJSON *list = cJSON_GetObjectItemCaseSensitive(choice, "anyOf"), *only;
     if (list->child->next) {
-        join_strings(choice, "anyOf");
-        join_objects(choice, "anyOf");
-        join_types(choice, "anyOf");
+        join_choices(choice);
         tell_type(choice);
         return choice;
     }
@@ -554,6 +551,15 @@ static void join_types(cJSON *copy, const char *keyword) {
     if (nullable && !json_field(copy, "nullable")) cJSON_AddTrueToObject(copy, "nullable");
 }
 
+/* Says anyOf and oneOf in another way, where that is possible. */
+static void join_choices(cJSON *copy) {
+    static void (*const join[])(cJSON *, const char *) = {join_strings, join_objects, join_types};
+    for (int i = 0; i < 3; i++) {
+        join[i](copy, "anyOf");
+        join[i](copy, "oneOf");
+    }
+}
+
 /* Whether a keyword's value is data, or holds schemas that only a $ref brings into the schema. */
 static int is_data(const char *keyword) {
     static const char *const data[] = {"enum", "const", "default", "example", "examples",
@@ -583,12 +589,7 @@ static cJSON *expanded(Expander *x, const cJSON *schema, int is_map) {
     expand_choice(copy, "oneOf");
     expand_choice(copy, "allOf");
     join_all(copy);
-    join_strings(copy, "anyOf");
-    join_strings(copy, "oneOf");
-    join_objects(copy, "anyOf");
-    join_objects(copy, "oneOf");
-    join_types(copy, "anyOf");
-    join_types(copy, "oneOf");
+    join_choices(copy);
     if (schema == x->root) return copy;        /* of the root, the template prints the fields */
     tell_enum(copy);
     tell_type(copy);

@@ -317,7 +317,8 @@ __device__ static inline void multiply_piece(float sum[2], const ScreenPiece &p,
     }
 }
 
-/* Bytes of a plane of screen_kernel: so, planes lie in different banks of the shared memory. */
+/* Bytes of a plane of screen_kernel.  With the 64 behind its columns, neighbouring planes lie in
+ * different banks of the shared memory. */
 __host__ __device__ static inline int plane_bytes(int cols) { return cols + 64; }
 
 /* What a token's bounds depend on, see screen_kernel. */

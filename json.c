@@ -203,10 +203,11 @@ static int escaped_unit(const char *p, const char *end) {
     return code;
 }
 
-/* A copy of the text, which the caller frees, with \ufffd in place of every escape that is half
- * of a surrogate pair; NULL where the text holds none.  JavaScript's JSON.stringify writes such
- * a half for an emoji that was cut in two, and cJSON would refuse the whole text for it. */
-static char *without_lone_surrogates(const char *text, size_t n) {
+/* A copy of the text, which the caller frees, with \ufffd in place of every escape that is half of
+ * a surrogate pair, or, where `nul` is 1, in place of every \u0000; NULL where the text holds none.
+ * JavaScript's JSON.stringify writes half a pair for an emoji that was cut in two, and cJSON would
+ * refuse the whole text for it. */
+static char *without_escapes(const char *text, size_t n, int nul) {
     const char *end = text + n;
     char *copy = NULL;
     for (const char *p = text; p < end; p++) {
@@ -214,7 +215,7 @@ static char *without_lone_surrogates(const char *text, size_t n) {
         int next = is_high ? escaped_unit(p + 6, end) : -1;
         if (*p != '\\') continue;
         if (is_high && next >= 0xdc00 && next < 0xe000) p += 11;        /* a whole pair: 12 bytes */
-        else if (code >= 0xd800 && code < 0xe000) {
+        else if (nul ? !code : code >= 0xd800 && code < 0xe000) {
             if (!copy) copy = memcpy(xmalloc(n + 1), text, n);
             memcpy(copy + (p - text), "\\ufffd", 6);
             p += 5;
@@ -223,18 +224,7 @@ static char *without_lone_surrogates(const char *text, size_t n) {
     return copy;
 }
 
-char *json_without_nul(const char *text, size_t n) {
-    char *copy = NULL;
-    for (const char *p = text, *end = text + n; p < end; p++) {
-        if (*p != '\\') continue;
-        if (!escaped_unit(p, end)) {
-            if (!copy) copy = memcpy(xcalloc((int64_t)n + 1, 1), text, n);
-            memcpy(copy + (p - text), "\\ufffd", 6);
-        }
-        p++;                            /* a \ hides the byte behind it, which may be a \ itself */
-    }
-    return copy;
-}
+char *json_without_nul(const char *text, size_t n) { return without_escapes(text, n, 1); }
 
 /* Stores each number's text as its valuestring, for v, its children and its later siblings.  The
  * numbers stand in [*p, end) in the order of the tree; *p moves behind the last one.  Returns -1
@@ -310,7 +300,7 @@ static cJSON *parse_value(const char *text, size_t n, Error *err) {
 }
 
 int json_has_lone_surrogate(const char *text, size_t n) {
-    char *mended = without_lone_surrogates(text, n);
+    char *mended = without_escapes(text, n, 0);
     free(mended);
     return mended != NULL;
 }
@@ -327,7 +317,7 @@ cJSON *json_value(const char *text, size_t n, Error *err) {
         fail(err, "it is empty, no JSON");
         return NULL;
     }
-    char *mended = without_lone_surrogates(text, n);
+    char *mended = without_escapes(text, n, 0);
     cJSON *v = parse_value(mended ? mended : text, n, err);
     free(mended);
     return v;

@@ -77,7 +77,7 @@ cJSON *json_value(const char *text, size_t n, Error *err);
 int json_has_lone_surrogate(const char *text, size_t n);
 
 /* A copy of text[0..n), JSON, in which each NUL character (\u0000) is U+FFFD; the caller frees it.
- * NULL: there is none. */
+ * No 0 follows it.  NULL: there is none. */
 char *json_without_nul(const char *text, size_t n);
 
 /* json_value of a text whose value must be an object without a key that stands twice in it

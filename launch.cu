@@ -77,8 +77,8 @@ struct Device {
     float *final_norm;                  /* [hidden] */
     Adapters adapters;                  /* LoRA */
     Store weights;
-    Screen screen;                      /* the head's int8 copy, */
-    DraftHead draft_head;               /* or a drafter's in four bits */
+    Screen screen;                      /* the int8 copy of a head that is no drafter's */
+    DraftHead draft_head;               /* the copy of a drafter's head in four bits */
     int screened;                       /* there is such a copy */
     int copy_pays;                      /* there may be one: the head is BF16 and large */
     int forced;                         /* by GEMMA4_HEAD: there is one, which is always used */

@@ -119,7 +119,6 @@ def measured(args, step, rows):
             yield [name, str(e)]
 
 
-
 def info(args, context, *options):
     return json.loads(call(args, os.path.join(args.bin, 'gemma4'), 'info', '--json', '-m', args.model, '-c', context, *options)[0])
 

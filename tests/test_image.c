@@ -255,28 +255,29 @@ static void animation(void **state) {
     buf_free(&bytes);
 }
 
+/* The picture bytes[0..n) has the pixels want[0..n_want). */
+static void decodes_to(const char *bytes, size_t n, const char *want, size_t n_want) {
+    Error err;
+    Image image;
+    assert_int_equal(image_decode(bytes, n, &image, &err), 0);
+    assert_memory_equal(image.rgb, want, n_want);
+    free(image.rgb);
+}
+
 /* A GIF of 2 x 1 whose frame is its left pixel, the colour of index 1 of red and green.  The other
  * pixel is transparent, hence white, although the header names green as the background. */
 static void what_a_gif_leaves_free(void **state) {
     static const char gif[] = "GIF89a\2\0\1\0\x80\1\0" "\xff\0\0\0\xff\0" "\x2c\0\0\0\0\1\0\1\0\0" "\2\2\x4c\1\0;";
-    Error err;
-    Image image;
     (void)state;
-    assert_int_equal(image_decode(gif, sizeof gif - 1, &image, &err), 0);
-    assert_memory_equal(image.rgb, "\0\xff\0\xff\xff\xff", 6);
-    free(image.rgb);
+    decodes_to(gif, sizeof gif - 1, "\0\xff\0\xff\xff\xff", 6);
 }
 
 /* A BMP of one pixel of 32 bits without masks: its fourth byte is no alpha. */
 static void bmp_without_alpha(void **state) {
     static const char bmp[] = "BM\72\0\0\0\0\0\0\0\66\0\0\0" "\50\0\0\0\1\0\0\0\1\0\0\0\1\0\40\0\0\0\0\0\4\0\0\0"
                               "\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0" "\x30\x20\x10\x80";
-    Error err;
-    Image image;
     (void)state;
-    assert_int_equal(image_decode(bmp, sizeof bmp - 1, &image, &err), 0);
-    assert_memory_equal(image.rgb, "\x10\x20\x30", 3);
-    free(image.rgb);
+    decodes_to(bmp, sizeof bmp - 1, "\x10\x20\x30", 3);
 }
 
 /* Every file, cut at every length: an error and never a crash; all of it but the last few bytes is not enough either. */
